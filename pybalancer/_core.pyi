@@ -1,0 +1,227 @@
+"""The Rust core and engine of pybalancer, as Python sees them.
+
+Checked against the compiled module by stubtest; written by hand so that it can say more than types.
+Times are seconds (float), sizes bytes, addresses text: ``"192.0.2.1:80"``, ``"[2001:db8::1]:80"``,
+``"unix:/run/app.sock"``. Host names are resolved before they get here.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, final
+
+__version__: Final[str]
+
+class PlanError(ValueError):
+    """The plan contradicts itself (unknown pool, duplicate name, bad address): the configuration's fault."""
+
+class EngineError(RuntimeError):
+    """The engine cannot do this: it is closed, or it was made before a ``fork`` in another process."""
+
+@final
+class BackendSpec:
+    """One server of a pool. ``ramp`` in (0, 1] is the share of its keys it takes during slow start."""
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        address: str,
+        weight: int = 1,
+        state: Literal["up", "down", "draining"] = "up",
+        ramp: float = 1.0,
+    ) -> BackendSpec: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def weight(self) -> int: ...
+    @property
+    def state(self) -> Literal["up", "down", "draining"]: ...
+    @property
+    def ramp(self) -> float: ...
+
+@final
+class PoolSpec:
+    """Backends that serve the same thing, and how one of them is picked. A timeout of 0 means never."""
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        backends: Sequence[BackendSpec],
+        policy: Literal["maglev", "least-connections", "round-robin", "random-two"] = "maglev",
+        key: Literal["source", "source-ip"] = "source",
+        table_size: int = 65537,
+        max_skew: float | None = None,
+        sources: Sequence[str] = (),
+        tries: int = 3,
+        connect_timeout: float = 5.0,
+        idle_timeout: float = 0.0,
+        half_closed_timeout: float = 30.0,
+        keepalive: float = 60.0,
+        user_timeout: float = 120.0,
+        send_proxy: Literal["v1", "v2"] | None = None,
+        transparent: bool = False,
+        on_remove: Literal["keep", "close"] = "keep",
+        on_down: Literal["keep", "close"] = "keep",
+    ) -> PoolSpec: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def backends(self) -> list[BackendSpec]: ...
+
+@final
+class ListenerSpec:
+    """An address that clients connect to. A limit of 0 means none."""
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        bind: str,
+        pool: str,
+        backlog: int = 4096,
+        unix_mode: int = 0o666,
+        accept_proxy: Literal["v1", "v2", "any"] | None = None,
+        proxy_local: Literal["close", "serve"] = "close",
+        trusted: Sequence[str] = (),
+        proxy_timeout: float = 3.0,
+        refuse_unexpected_proxy: bool = True,
+        max_connections: int = 0,
+        max_connections_per_source: int = 0,
+        accept_rate: float = 0.0,
+        accept_burst: int = 1,
+        accept_queue: int = 0,
+        queue_timeout: float = 1.0,
+    ) -> ListenerSpec: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def bind(self) -> str: ...
+
+@final
+class Choice:
+    """One step of the order in which a key would try backends."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def state(self) -> Literal["up", "down", "draining"]: ...
+    @property
+    def active(self) -> int:
+        """Tunnels open to it now (0 where no engine was asked)."""
+    @property
+    def verdict(self) -> Literal["picked", "next", "down", "draining", "weight-0", "over-skew", "slow-start"]: ...
+
+@final
+class Plan:
+    """Everything the workers need, immutable. Building it checks it: ``PlanError`` names what is wrong.
+
+    ``secret`` is 16 bytes. ``previous`` lets unchanged Maglev tables be shared instead of rebuilt.
+    """
+
+    def __new__(
+        cls,
+        *,
+        listeners: Sequence[ListenerSpec],
+        pools: Sequence[PoolSpec],
+        secret: bytes,
+        previous: Plan | None = None,
+    ) -> Plan: ...
+    def digest(self, pool: str) -> str:
+        """SHA-like fingerprint (SipHash-2-4-128, 32 hex digits) of a pool's Maglev table and names."""
+    def shares(self, pool: str) -> dict[str, float]:
+        """Share of the table, 0..1, by backend name. Sums to 1 where any backend has weight."""
+    def explain(self, pool: str, source: str) -> list[Choice]:
+        """All backends of the pool in the order in which ``source`` (``"ip:port"``) would try them."""
+
+@final
+class Event:
+    """Something that policy must hear of. Fields that do not apply are None."""
+
+    @property
+    def kind(
+        self,
+    ) -> Literal[
+        "connect-failed",
+        "applied",
+        "worker-died",
+        "worker-restarted",
+        "accept-paused",
+        "accept-resumed",
+        "ports-exhausted",
+        "log-dropped",
+    ]: ...
+    @property
+    def worker(self) -> int | None: ...
+    @property
+    def pool(self) -> str | None: ...
+    @property
+    def backend(self) -> str | None: ...
+    @property
+    def listener(self) -> str | None: ...
+    @property
+    def count(self) -> int:
+        """How many of these were folded into this one (connect failures come at most every 100 ms)."""
+    @property
+    def message(self) -> str | None: ...
+
+@final
+class Engine:
+    """The workers. All methods are thread-safe; those that may wait release the GIL.
+
+    ``workers`` = 0 means one per core that this process may use. Statistics live in a memfd, or in
+    the file ``stats_path``.
+    """
+
+    def __new__(cls, *, workers: int = 0, stats_path: str | None = None) -> Engine: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def generation(self) -> int:
+        """Generation of the newest plan that every worker runs; 0 before the first."""
+    @property
+    def stats_fd(self) -> int: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable while events or log records wait (an eventfd: for trio.lowlevel.wait_readable)."""
+    def apply(self, plan: Plan) -> int:
+        """Bind what is new, hand the plan to every worker, wait for all to run it; its generation.
+
+        OSError (``filename`` is the address) if an address cannot be bound: then nothing changed.
+        """
+    def take_events(self) -> list[Event]: ...
+    def log_connections(self, enabled: bool) -> None: ...
+    def take_log(self, format: Literal["json", "human"], max_records: int = 4096) -> bytes:
+        """Records of connections that ended, a line each, ready to be written; b"" if none wait."""
+    def bound(self) -> dict[str, str]:
+        """Listener name to the address really bound (port 0 resolved)."""
+    def explain(self, pool: str, source: str) -> list[Choice]:
+        """As Plan.explain, with the live number of tunnels and the bounded-load verdicts."""
+    def ports(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """pool → backend → (outgoing ports in use, ports there are, over all source addresses)."""
+    def stop_accepting(self) -> None:
+        """Close the listeners; tunnels go on."""
+    def active(self) -> int:
+        """Tunnels open now."""
+    def close(self, timeout: float = 0.0) -> int:
+        """Stop: no new connections; wait up to ``timeout`` for tunnels to end, then abort the rest.
+
+        Returns how many were aborted. Idempotent.
+        """
+
+class probe:
+    """Internals shown to the tests; no stability is promised."""
+
+    @staticmethod
+    def flow_hash(secret: bytes, source: str, key: str = "source") -> int: ...
+    @staticmethod
+    def maglev_table(secret: bytes, backends: Sequence[tuple[str, int]], table_size: int) -> list[int]: ...
+    @staticmethod
+    def stats_layout() -> dict[str, dict[str, tuple[int, int]]]:
+        """struct name → {field: (offset, size), "": (0, total size)} as Rust lays them out."""
+    @staticmethod
+    def panic_worker(engine: Engine, worker: int) -> None:
+        """Make one worker panic, to show that it is contained."""

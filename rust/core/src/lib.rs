@@ -1,0 +1,18 @@
+//! The decisions of pybalancer: bytes and time come in, decisions go out.
+//!
+//! Nothing in this crate knows a socket, a clock, a thread or a source of randomness, so every
+//! decision can be replayed from its inputs.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod flow;
+pub mod maglev;
+pub mod proxy;
+pub mod rate;
+pub mod record;
+pub mod time;
+pub mod timers;
