@@ -9,8 +9,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod endpoint;
 pub mod flow;
 pub mod maglev;
+pub mod plan;
+pub mod pool;
 pub mod proxy;
 pub mod rate;
 pub mod record;

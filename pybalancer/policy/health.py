@@ -1,0 +1,221 @@
+"""When a backend counts as up, and how much of its share it gets.
+
+Everything here is a function of what was observed and of monotonic seconds that the caller passes in: no
+clock is read, so a wall clock that jumps changes nothing, and tests need not wait.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from pybalancer.policy.damping import FlapDamping
+from pybalancer.policy.settings import PASSIVE_WINDOW, HealthSettings
+
+RAMP_STEPS: Final = 9
+"""Steps from a tenth to all of a backend's share. Each is a new plan, so there are few."""
+
+_Key = TypeVar("_Key")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendHealth:
+    """What is known of a backend. ``since`` is when it last went up or down (monotonic seconds).
+
+    ``ramp`` in (0, 1] is the share of its keys that it gets (1 except during slow start). ``held`` means
+    down because it flapped, though it may answer just now. ``reason`` is for people.
+    """
+
+    up: bool
+    ramp: float
+    reason: str
+    since: float
+    held: bool = False
+
+    def same_plan(self, other: BackendHealth) -> bool:
+        """Whether a plan made from one would equal a plan made from the other."""
+        return (self.up, self.ramp, self.held) == (other.up, other.ramp, other.held)
+
+
+class HealthMachine:
+    """One backend between up and down. It starts up: at the start, asking takes longer than trying.
+
+    ====  =======================================================  =====================================
+    from  on                                                       to
+    ====  =======================================================  =====================================
+    up    ``fall`` failed probes in a row                          down, or held if it flapped lately
+    up    ``fall`` failed connects within 10 s, no success between  the same
+    down  ``rise`` good probes in a row                            up, ramping over ``slow_start``
+    held  its time is over, ``rise`` good probes before            up, ramping over ``slow_start``
+    held  its time is over otherwise                               down
+    ====  =======================================================  =====================================
+    """
+
+    __slots__ = (
+        "_asked",
+        "_bad",
+        "_connects",
+        "_damping",
+        "_good",
+        "_held_for",
+        "_held_until",
+        "_ramp_from",
+        "_said",
+        "_since",
+        "_up",
+        "settings",
+    )
+
+    def __init__(self, settings: HealthSettings, now: float) -> None:
+        self.settings = settings
+        self._up = True
+        self._since = now
+        self._said = "not checked yet"
+        self._asked = False
+        self._good = 0
+        self._bad = 0
+        self._connects: deque[tuple[float, int]] = deque()  # Shorter than `fall`: that many end it.
+        self._damping = FlapDamping()
+        self._held_for = 0.0
+        self._held_until: float | None = None
+        self._ramp_from: float | None = None
+
+    def observe(self, ok: bool, reason: str, now: float) -> None:
+        """A probe ended."""
+        self._settle(now)
+        self._said = reason
+        if ok:
+            self._good += 1
+            self._bad = 0
+            self._connects.clear()
+            if not self._up and self._held_until is None and self._good >= self.settings.rise:
+                self._rise(now)
+        else:
+            self._good = 0
+            self._bad += 1
+            if self._up and self._bad >= self.settings.fall:
+                self._fall(now)
+
+    def passive_failure(self, count: int, now: float) -> None:
+        """Workers failed to connect ``count`` times."""
+        self._settle(now)
+        self._good = 0
+        if not self._up:
+            return  # Dials that began before it went down; probes decide when it comes back.
+        while self._connects and now - self._connects[0][0] > PASSIVE_WINDOW:
+            self._connects.popleft()
+        self._connects.append((now, count))
+        failed = sum(failures for _, failures in self._connects)
+        if failed >= self.settings.fall:
+            times = "a connect" if failed == 1 else f"{failed} connects"
+            self._said = f"{times} failed within {PASSIVE_WINDOW:g}s"
+            self._fall(now)
+
+    def reconfigure(self, settings: HealthSettings) -> None:
+        """Go on under other settings. The verdict stands until the new check has made its own."""
+        if settings != self.settings:
+            self.settings = settings
+            self._good = self._bad = 0
+            self._connects.clear()
+            self._asked = False
+
+    def health(self, now: float) -> BackendHealth:
+        self._settle(now)
+        held = self._held_until is not None
+        return BackendHealth(self._up, self._ramp(now), self._reason(), self._since, held)
+
+    def next_probe(self, after: float, rng: random.Random) -> float | None:
+        """When to probe next, given when the last probe began; None while nothing is to be asked.
+
+        The first one comes at once, give or take the jitter, so that a thousand backends are not asked in
+        the same instant.
+        """
+        settings = self.settings
+        if settings.passive and self._up:
+            return None
+        spread = settings.interval * settings.jitter
+        if not self._asked and not settings.passive:
+            self._asked = True
+            return after + spread * rng.random()
+        return after + settings.interval + spread * rng.uniform(-1.0, 1.0)
+
+    def next_change(self, now: float) -> float | None:
+        """When ``health`` will change by the passing of time alone; None if it will not."""
+        self._settle(now)
+        if self._held_until is not None:
+            return self._held_until
+        step = self._step(now)
+        if self._ramp_from is None or step >= RAMP_STEPS:
+            return None
+        return self._ramp_from + (step + 1) * self.settings.slow_start / RAMP_STEPS
+
+    def _settle(self, now: float) -> None:
+        """End a hold whose time is over, as of the moment when it was over."""
+        if self._held_until is not None and now >= self._held_until:
+            ended, self._held_until = self._held_until, None
+            if self._good >= self.settings.rise:
+                self._rise(ended)
+
+    def _rise(self, now: float) -> None:
+        self._up = True
+        self._since = now
+        self._bad = 0
+        self._ramp_from = now
+
+    def _fall(self, now: float) -> None:
+        self._up = False
+        self._since = now
+        self._good = 0
+        self._connects.clear()
+        self._ramp_from = None
+        self._held_for = self._damping.fell(now)
+        self._held_until = now + self._held_for if self._held_for else None
+
+    def _step(self, now: float) -> int:
+        if self._ramp_from is None or self.settings.slow_start <= 0:
+            return RAMP_STEPS
+        # A caller who wakes exactly when next_change said must find the step taken: the margin makes up
+        # for rounding, which differs between a product and its quotient.
+        share = (now - self._ramp_from) / self.settings.slow_start
+        return min(RAMP_STEPS, math.floor(share * RAMP_STEPS + 1e-6))
+
+    def _ramp(self, now: float) -> float:
+        return (1 + self._step(now)) / (1 + RAMP_STEPS)
+
+    def _reason(self) -> str:
+        settings = self.settings
+        if self._held_until is not None:
+            return f"{self._said} (flapping: held down for {self._held_for:.3g}s)"
+        if self._up and self._bad:
+            return f"{self._said} ({self._bad} of {settings.fall} failures)"
+        if not self._up and self._good:
+            return f"{self._said} ({self._good} of {settings.rise} successes)"
+        return self._said
+
+
+def apply_panic(states: Mapping[_Key, BackendHealth], threshold: float) -> dict[_Key, BackendHealth]:
+    """The states of one pool's backends, as the plan is to see them.
+
+    When the share that is up is below ``threshold`` (0: never), all count as up: a check that fails
+    everywhere says more about the check than about the servers, and the few that are left would drown.
+    With nobody up, those held down for flapping are used: what answers half of the time beats nothing.
+    """
+    up = sum(state.up for state in states.values())
+    if states and up / len(states) < threshold:
+        why = f"panic: {up} of {len(states)} up"
+        return {
+            key: replace(state, up=True, ramp=1.0, held=False, reason=f"{why}; {state.reason}")
+            for key, state in states.items()
+        }
+    if up == 0:
+        return {
+            key: replace(state, up=True, ramp=1.0, reason=f"used, as no other is up; {state.reason}")
+            if state.held
+            else state
+            for key, state in states.items()
+        }
+    return dict(states)

@@ -1,0 +1,94 @@
+//! The splicing relay: socket → pipe → socket, pages moved and never copied.
+//!
+//! `splice` into a pipe says EAGAIN both for an empty socket and for a full pipe. So a pipe is only
+//! filled while it is empty: then EAGAIN can only mean the socket. And the length given for the way
+//! out is exactly what the pipe holds: asking for more would make the kernel hold back the last
+//! segment (MSG_MORE) in the hope of bytes that are not there.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
+
+use super::{Flow, Pending, Step, Tools, copy};
+use crate::pipes::Pipe;
+
+/// More than any pipe holds.
+const ALL: usize = 1 << 20;
+
+pub(super) fn step(
+    flow: &mut Flow,
+    sender: BorrowedFd<'_>,
+    receiver: BorrowedFd<'_>,
+    tools: &mut Tools,
+) -> Step {
+    let Some(pipe) = tools.pipes.take() else {
+        // Out of pipes or descriptors: slower, but the same bytes.
+        return copy::step(flow, sender, receiver, tools);
+    };
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    let filled = match rustix::pipe::splice(sender, None, &pipe.into, None, ALL, flags) {
+        Ok(0) => {
+            tools.pipes.give_back(pipe);
+            return Step::End;
+        }
+        Ok(filled) => filled,
+        Err(Errno::AGAIN) => {
+            tools.pipes.give_back(pipe);
+            return Step::Empty;
+        }
+        Err(Errno::INTR) => {
+            tools.pipes.give_back(pipe);
+            return Step::Moved { bytes: 0, drained: false };
+        }
+        Err(Errno::INVAL) => {
+            // A kind of socket that cannot be spliced: copy it, and do not ask again soon.
+            tools.pipes.give_back(pipe);
+            flow.bulk = 0;
+            return copy::step(flow, sender, receiver, tools);
+        }
+        Err(_) => {
+            tools.pipes.discard(pipe);
+            return Step::Failed;
+        }
+    };
+    // At most ALL, so it fits.
+    let mut left = filled as u32;
+    match drain(&pipe, &mut left, receiver) {
+        Ok(sent) => {
+            flow.bytes += u64::from(sent);
+            tools.spliced += u64::from(sent);
+        }
+        Err(_) => {
+            tools.pipes.discard(pipe);
+            return Step::ReceiverFailed;
+        }
+    }
+    if left > 0 {
+        flow.pending = Pending::Piped(pipe, left);
+    } else {
+        tools.pipes.give_back(pipe);
+    }
+    Step::Moved { bytes: filled, drained: false }
+}
+
+/// Move what the pipe holds to the receiver until it takes no more; how much went.
+pub(super) fn drain(pipe: &Pipe, left: &mut u32, receiver: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut sent = 0;
+    while *left > 0 {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        match rustix::pipe::splice(&pipe.out, None, receiver, None, *left as usize, flags) {
+            Ok(0) => return Err(Errno::PIPE),
+            Ok(moved) => {
+                // At most `left`, which is 32 bits wide.
+                let moved = moved as u32;
+                sent += moved;
+                *left = left.saturating_sub(moved);
+            }
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}
