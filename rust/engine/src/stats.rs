@@ -4,7 +4,7 @@
 //! every offset with what cffi computes from the header.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -93,13 +93,13 @@ const WORKERS_OFFSET: usize = size_of::<Header>() + ENTRIES * size_of::<Entry>()
 /// The whole of the shared memory.
 pub struct Stats {
     memory: SharedMemory,
-    file: OwnedFd,
     workers: usize,
 }
 
 impl Stats {
-    /// In a memfd, or in the file at `path` (made anew, readable by its owner only).
-    pub fn new(workers: usize, path: Option<&Path>) -> io::Result<Arc<Stats>> {
+    /// In a memfd, or in the file at `path` (made anew, readable by its owner only); and that file,
+    /// to be mapped by readers.
+    pub fn new(workers: usize, path: Option<&Path>) -> io::Result<(Arc<Stats>, OwnedFd)> {
         let file = match path {
             None => rustix::fs::memfd_create("pybalancer-stats", MemfdFlags::CLOEXEC)?,
             Some(path) => {
@@ -117,7 +117,7 @@ impl Stats {
         let total = backends_offset + workers * ENTRIES * size_of::<BackendSlot>();
         rustix::fs::ftruncate(&file, total as u64)?;
         let memory = SharedMemory::map(&file, total)?;
-        let stats = Stats { memory, file, workers };
+        let stats = Stats { memory, workers };
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let word = |offset: usize, value: usize| stats.memory.word(offset).store(value as u32, Ordering::Relaxed);
         let long = |offset: usize, value: usize| stats.memory.counter(offset).store(value as u64, Ordering::Relaxed);
@@ -138,12 +138,7 @@ impl Stats {
         long(std::mem::offset_of!(Header, started_unix_ns), started as usize);
         // The magic comes last: who sees it sees a complete header.
         stats.memory.counter(0).store(MAGIC, Ordering::Release);
-        Ok(Arc::new(stats))
-    }
-
-    /// The file, to be mapped by readers.
-    pub fn file(&self) -> impl AsFd + '_ {
-        &self.file
+        Ok((Arc::new(stats), file))
     }
 
     /// The generation that all workers run.
@@ -277,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_described_entry_starts_from_zero() {
-        let stats = Stats::new(2, None).unwrap();
+        let (stats, _file) = Stats::new(2, None).unwrap();
         let counters = Counters::new(&stats, 1);
         counters.backend(9, field!(BackendSlot, opened), 5);
         stats.describe(9, Kind::Backend, 1, "pool", "näme", "127.0.0.1:1");

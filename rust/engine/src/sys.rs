@@ -2,7 +2,7 @@
 //! the socket options that it does not name. All `unsafe` of the engine is here.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -53,6 +53,24 @@ fn occupy_standard_streams() -> io::Result<()> {
         std::mem::forget(null);
     }
     Ok(())
+}
+
+/// The descriptor `number` of whichever table the calling thread uses.
+///
+/// For the one descriptor that host and workers know by the same number: the outbox's eventfd. The
+/// host keeps it open until its workers are gone, and a private table never closes what it was told
+/// to keep.
+pub fn borrow_shared_number(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: see above; after the host has closed it nobody calls this any more, since the engine
+    // joins its workers first.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Close this table's copy of a descriptor whose owner lives in another table.
+pub fn close_number(number: RawFd) {
+    // SAFETY: the number was moved, as part of its owner, to a thread with a table of its own; here
+    // nobody owns it any more, and nobody has closed it.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {

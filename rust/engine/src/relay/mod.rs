@@ -198,6 +198,12 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
     }
 }
 
+/// Send a few bytes that must go at once; an error if they do not.
+pub fn send_all(receiver: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+    let sent = copy::send(receiver.as_fd(), bytes)?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::AGAIN) }
+}
+
 fn finish(flow: &mut Flow, receiver: BorrowedFd<'_>) -> Outcome {
     if !flow.done {
         flow.done = true;

@@ -1,0 +1,126 @@
+//! A plan joined with what outlives it: what the workers look at when they decide.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pybalancer_core::flow::FlowHasher;
+use pybalancer_core::plan::{Listener, Orphans, Plan, PlannedPool};
+use pybalancer_core::pool::State;
+
+use crate::ports::{Ledger, Ways};
+use crate::registry::{BackendEntry, Fate, ListenerEntry, Registry};
+
+/// A pool, its live counts and the ways to its backends.
+pub struct DeployedPool {
+    /// As planned.
+    pub planned: PlannedPool,
+    /// By the pool's own index.
+    pub backends: Vec<Arc<BackendEntry>>,
+    /// By the same index.
+    pub ways: Vec<Ways>,
+    /// Turns taken by round-robin, over all workers and reloads.
+    pub turn: Arc<AtomicU64>,
+}
+
+impl DeployedPool {
+    /// Tunnels and connects of backend `index`.
+    #[inline]
+    pub fn load(&self, index: usize) -> u32 {
+        self.backends.get(index).map_or(0, |entry| entry.load().load(Ordering::Relaxed))
+    }
+}
+
+/// A listener, and where its connections go.
+pub struct Front {
+    /// As planned.
+    pub listener: Listener,
+    /// Its live counts.
+    pub entry: Arc<ListenerEntry>,
+    /// Its pool.
+    pub pool: Arc<DeployedPool>,
+    /// Which of the engine's sockets it accepts from.
+    pub socket: u32,
+    /// Hashes the keys of clients.
+    pub hasher: FlowHasher,
+}
+
+/// What every worker runs until the next one.
+pub struct Deployment {
+    /// Counts the deployments of this engine from 1.
+    pub generation: u64,
+    /// In the plan's order.
+    pub fronts: Vec<Arc<Front>>,
+    /// In the plan's order.
+    pub pools: Vec<Arc<DeployedPool>>,
+    /// Whether tunnels of backends that are gone or down have to be closed.
+    pub orphans: bool,
+}
+
+impl Deployment {
+    /// Join `plan` with its entries. None if there are more listeners and backends than the
+    /// statistics have room for.
+    pub fn new(
+        plan: &Plan,
+        generation: u64,
+        registry: &mut Registry,
+        ledger: &Ledger,
+        before: Option<&Deployment>,
+        sockets: &[(u32, String)],
+    ) -> Option<Deployment> {
+        registry.prune();
+        let mut pools = Vec::with_capacity(plan.pools.len());
+        for planned in &plan.pools {
+            let pool = &planned.pool;
+            let mut backends = Vec::with_capacity(pool.backends.len());
+            let mut ways = Vec::with_capacity(pool.backends.len());
+            for backend in &pool.backends {
+                backends.push(registry.backend(generation, &pool.name, &backend.name, &backend.endpoint)?);
+                ways.push(ledger.ways(&backend.endpoint, &planned.dialing.sources));
+            }
+            let turn = registry.turn(&pool.name);
+            pools.push(Arc::new(DeployedPool { planned: planned.clone(), backends, ways, turn }));
+        }
+        let mut fronts = Vec::with_capacity(plan.listeners.len());
+        for (listener, (socket, address)) in plan.listeners.iter().zip(sockets) {
+            fronts.push(Arc::new(Front {
+                listener: listener.clone(),
+                entry: registry.listener(generation, &listener.name, address)?,
+                pool: Arc::clone(pools.get(listener.pool)?),
+                socket: *socket,
+                hasher: FlowHasher::new(&plan.secret),
+            }));
+        }
+        let orphans = decide_fates(&pools, registry, before);
+        Some(Deployment { generation, fronts, pools, orphans })
+    }
+}
+
+/// Decide what becomes of every backend's tunnels; whether any are to be closed.
+fn decide_fates(pools: &[Arc<DeployedPool>], registry: &Registry, before: Option<&Deployment>) -> bool {
+    let mut orphans = false;
+    for entry in registry.backends() {
+        let pool = pools.iter().find(|pool| pool.planned.pool.name == entry.pool);
+        let place = pool.and_then(|pool| pool.backends.iter().position(|known| Arc::ptr_eq(known, &entry)));
+        let fate = match (pool, place) {
+            (Some(pool), Some(place)) => {
+                let down = pool.planned.pool.backends.get(place).is_some_and(|b| b.state == State::Down);
+                if down && pool.planned.dialing.on_down == Orphans::Close { Fate::Down } else { Fate::Keep }
+            }
+            // Of a pool that is gone itself, the last word counts.
+            (pool, _) => {
+                let dialing = pool.map(|pool| &pool.planned.dialing).or_else(|| {
+                    let old = before?.pools.iter().find(|pool| pool.planned.pool.name == entry.pool)?;
+                    Some(&old.planned.dialing)
+                });
+                match dialing {
+                    Some(dialing) if dialing.on_remove == Orphans::Close => Fate::Removed,
+                    Some(_) => Fate::Keep,
+                    None => entry.fate(),
+                }
+            }
+        };
+        entry.set_fate(fate);
+        orphans |= fate != Fate::Keep;
+    }
+    orphans
+}

@@ -1,0 +1,60 @@
+//! The record that a connection leaves when it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pybalancer_core::record::{Reason, Record};
+
+use crate::registry::{BackendEntry, ListenerEntry};
+
+/// One connection, as it was. Owns what it names, since it outlives the tunnel.
+#[derive(Debug)]
+pub struct Line {
+    /// When it ended, in nanoseconds of Unix time.
+    pub unix_ns: u64,
+    /// Where it came in.
+    pub listener: Arc<ListenerEntry>,
+    /// Who it was; None on a Unix socket.
+    pub client: Option<SocketAddr>,
+    /// The proxy that announced this client.
+    pub proxied_by: Option<SocketAddr>,
+    /// The pool it was for.
+    pub pool: Arc<str>,
+    /// Who took it, if anybody did.
+    pub backend: Option<Arc<BackendEntry>>,
+    /// How long the last connect took, if one succeeded.
+    pub connect_ns: Option<u64>,
+    /// From accept to end.
+    pub duration_ns: u64,
+    /// Bytes that the backend's socket took.
+    pub to_backend: u64,
+    /// Bytes that the client's socket took.
+    pub to_client: u64,
+    /// Backends asked.
+    pub tries: u8,
+    /// Why it ended.
+    pub reason: Reason,
+}
+
+impl Line {
+    /// As text, a line of its own.
+    pub fn write(&self, json: bool, out: &mut Vec<u8>) {
+        let address = self.backend.as_ref().map(|backend| backend.endpoint.to_string());
+        let record = Record {
+            unix_ns: self.unix_ns,
+            listener: &self.listener.name,
+            client: self.client,
+            proxied_by: self.proxied_by,
+            pool: &self.pool,
+            backend: self.backend.as_ref().map(|backend| &*backend.name),
+            address: address.as_deref(),
+            connect_ns: self.connect_ns,
+            duration_ns: self.duration_ns,
+            to_backend: self.to_backend,
+            to_client: self.to_client,
+            tries: self.tries,
+            reason: self.reason,
+        };
+        if json { record.write_json(out) } else { record.write_human(out) }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the engine tells a worker.
+
+use std::io;
+use std::sync::Arc;
+
+use pybalancer_core::endpoint::Endpoint;
+
+use super::{Listening, Worker};
+use crate::mailbox::Command;
+use crate::poller::Token;
+use crate::registry::Fate;
+use crate::socket;
+use crate::stats::field;
+use crate::worker::ending::How;
+use pybalancer_core::record::Reason;
+
+impl Worker {
+    pub(super) fn on_command(&mut self) -> io::Result<()> {
+        while let Some((command, descriptor)) = self.inbox.receive()? {
+            match command {
+                Command::Listen { socket, shared } => {
+                    if let Some(descriptor) = descriptor {
+                        let listening = Listening {
+                            socket: descriptor,
+                            shared,
+                            watched: false,
+                            front: None,
+                            waiting: Default::default(),
+                        };
+                        self.listening.insert(socket, listening);
+                    }
+                }
+                Command::Apply(deployment) => {
+                    self.deployment = Some(deployment);
+                    self.accepting = true;
+                    self.install();
+                }
+                Command::StopAccepting => self.stop_accepting(),
+                Command::Finish(deadline) => {
+                    self.stop_accepting();
+                    self.finish_at = Some(self.finish_at.map_or(deadline, |before| before.min(deadline)));
+                }
+                Command::Panic => self.sabotaged = true,
+            }
+        }
+        #[allow(clippy::panic, reason = "this is what it was told to do")]
+        if self.sabotaged {
+            panic!("told to panic, to show that it is contained");
+        }
+        Ok(())
+    }
+
+    /// Make the wanted deployment the running one.
+    pub(super) fn install(&mut self) {
+        let Some(deployment) = self.deployment.clone().filter(|wanted| wanted.generation > self.installed) else {
+            return;
+        };
+        for front in &deployment.fronts {
+            let Some(listening) = self.listening.get_mut(&front.socket) else { continue };
+            if matches!(front.listener.bind, Endpoint::Tcp(_)) {
+                // For the connections accepted from now on. Cannot fail on a listening socket.
+                let _ = socket::tune(&listening.socket, &front.pool.planned.dialing.timeouts);
+            }
+            let _ = rustix::net::listen(&listening.socket, front.listener.backlog);
+            listening.front = Some(Arc::clone(front));
+            if !listening.watched && self.resume_at.is_none() {
+                let token = Token::Listener(front.socket);
+                listening.watched = self.poller.add_level(&listening.socket, token, listening.shared).is_ok();
+            }
+        }
+        let wanted = |socket: &u32| deployment.fronts.iter().any(|front| front.socket == *socket);
+        let gone: Vec<u32> = self.listening.keys().copied().filter(|socket| !wanted(socket)).collect();
+        for socket in gone {
+            self.stop_listening(socket);
+        }
+        if deployment.orphans {
+            self.close_orphans();
+        }
+        self.installed = deployment.generation;
+        self.counters.gauge(field!(WorkerSlot, generation), deployment.generation);
+        self.shared.progress.applied(self.index, deployment.generation);
+    }
+
+    fn stop_accepting(&mut self) {
+        self.accepting = false;
+        self.resume_at = None;
+        let sockets: Vec<u32> = self.listening.keys().copied().collect();
+        for socket in sockets {
+            self.stop_listening(socket);
+        }
+    }
+
+    /// Serve what waits in the kernel's queue, then close: whoever was let in is not thrown out.
+    fn stop_listening(&mut self, socket: u32) {
+        self.drain_accept_queue(socket);
+        let Some(listening) = self.listening.remove(&socket) else { return };
+        if listening.watched {
+            let _ = self.poller.remove(&listening.socket);
+        }
+        for (slot, generation) in listening.waiting {
+            if self.is_current(slot, generation) {
+                self.end(slot, Reason::Shutdown, How::Abort);
+            }
+        }
+    }
+
+    fn close_orphans(&mut self) {
+        for slot in self.slots() {
+            let Some(tunnel) = self.tunnels.get(slot as usize) else { continue };
+            let reason = match tunnel.entry.as_ref().map(|entry| entry.fate()) {
+                Some(Fate::Removed) => Reason::BackendRemoved,
+                Some(Fate::Down) => Reason::BackendDown,
+                Some(Fate::Keep) | None => continue,
+            };
+            if tunnel.opening.is_some() {
+                self.dial_elsewhere(slot);
+            } else {
+                self.end(slot, reason, How::Abort);
+            }
+        }
+    }
+}

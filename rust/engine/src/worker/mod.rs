@@ -1,0 +1,324 @@
+//! A worker: one thread, one epoll instance, its own listeners and tunnels.
+//!
+//! Nothing on the hot path is shared: a message costs a wake-up, a `recv`, a `send` and a few stores.
+//! What is shared (loads of backends, limits of listeners, ports) is touched when a tunnel begins
+//! and when it ends, with plain atomics.
+//!
+//! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
+//! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine.
+
+mod accept;
+mod commands;
+mod ending;
+mod opening;
+mod relaying;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pybalancer_core::record::Reason;
+use pybalancer_core::time::Tick;
+use pybalancer_core::timers::Wheel;
+use slab::Slab;
+
+use crate::clock::Clock;
+use crate::deployment::{Deployment, Front};
+use crate::mailbox::Inbox;
+use crate::outbox::{Event, Outbox};
+use crate::poller::{Poller, Side, Token};
+use crate::progress::Progress;
+use crate::registry::BackendEntry;
+use crate::relay::Tools;
+use crate::stats::{Counters, Stats, field};
+use crate::tunnel::Tunnel;
+
+/// What all workers of an engine share.
+pub struct Shared {
+    /// The time.
+    pub clock: Clock,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// The way to the host.
+    pub outbox: Arc<Outbox>,
+    /// Who has done what.
+    pub progress: Arc<Progress>,
+    /// Outgoing ports that connects may use.
+    pub ports: std::ops::RangeInclusive<u16>,
+    /// Open files that one descriptor table may have.
+    pub most_files: AtomicU64,
+}
+
+/// A socket to accept from.
+struct Listening {
+    socket: OwnedFd,
+    shared: bool,
+    /// Registered with the poller.
+    watched: bool,
+    /// What it is for; None until a deployment says so.
+    front: Option<Arc<Front>>,
+    /// Connections that wait for `accept_rate`, oldest first, by slot and generation.
+    waiting: VecDeque<(u32, u32)>,
+}
+
+/// Failures of one kind at one backend, folded until they are told.
+struct Folded {
+    entry: Arc<BackendEntry>,
+    connects: u64,
+    ports: u64,
+    message: String,
+}
+
+/// How long failures are folded.
+const FOLD: Duration = Duration::from_millis(100);
+/// A panic within this time of the last one makes the worker wait before it starts again.
+const CALM: Duration = Duration::from_secs(10);
+/// The longest such wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// One worker's whole state.
+pub struct Worker {
+    index: usize,
+    shared: Arc<Shared>,
+    counters: Counters,
+    inbox: Inbox,
+    poller: Poller,
+    /// What the engine wants to run; `installed` lags behind only when a panic came in between.
+    deployment: Option<Arc<Deployment>>,
+    installed: u64,
+    listening: HashMap<u32, Listening>,
+    tunnels: Slab<Tunnel>,
+    generation: u32,
+    wheel: Wheel,
+    due: Vec<u32>,
+    tools: Tools,
+    /// Flows whose budget was spent, by slot, generation and sender.
+    backlog: Vec<(u32, u32, Side)>,
+    /// Sockets of tunnels.
+    sockets: usize,
+    /// Tunnels that do not stand yet.
+    opening: usize,
+    /// When the head of some queue may be admitted.
+    admit_at: Option<Tick>,
+    /// Accepting pauses until then.
+    resume_at: Option<Tick>,
+    /// The host was told of a pause that is not over.
+    pause_told: bool,
+    folded: HashMap<u32, Folded>,
+    source_failures: HashMap<Arc<str>, (u64, String)>,
+    tell_at: Option<Tick>,
+    random: u64,
+    now: Tick,
+    accepting: bool,
+    finish_at: Option<Tick>,
+    /// Set by a command, so that the panic happens where any other would.
+    sabotaged: bool,
+}
+
+impl Worker {
+    /// A worker without listeners. Runs on the thread that will serve, after that thread has taken
+    /// its private descriptor table.
+    pub fn new(index: usize, shared: Arc<Shared>, inbox: Inbox) -> io::Result<Worker> {
+        let mut seed = [0; 8];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+        let now = shared.clock.now();
+        let poller = Poller::new()?;
+        poller.add_level(&inbox, Token::Control, false)?;
+        Ok(Worker {
+            index,
+            counters: Counters::new(&shared.stats, index),
+            shared,
+            inbox,
+            poller,
+            deployment: None,
+            installed: 0,
+            listening: HashMap::new(),
+            tunnels: Slab::new(),
+            generation: 0,
+            wheel: Wheel::new(now),
+            due: Vec::new(),
+            tools: Tools::default(),
+            backlog: Vec::new(),
+            sockets: 0,
+            opening: 0,
+            admit_at: None,
+            resume_at: None,
+            pause_told: false,
+            folded: HashMap::new(),
+            source_failures: HashMap::new(),
+            tell_at: None,
+            // xorshift has no way out of 0.
+            random: u64::from_ne_bytes(seed) | 1,
+            now,
+            accepting: true,
+            finish_at: None,
+            sabotaged: false,
+        })
+    }
+
+    /// Serve until told to finish. A panic costs this worker's tunnels and nobody else anything.
+    pub fn run(mut self) {
+        let mut pause = Duration::ZERO;
+        loop {
+            let began = self.shared.clock.now();
+            let message = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+                Ok(Ok(aborted)) => {
+                    let progress = Arc::clone(&self.shared.progress);
+                    let index = self.index;
+                    // Sockets first: who waits for the end may bind the same address again.
+                    drop(self);
+                    progress.ended(index, aborted);
+                    return;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => panic_message(&*panic),
+            };
+            let calm = self.shared.clock.now().since(began) > CALM;
+            pause = if calm { Duration::ZERO } else { pause };
+            self.bury(message);
+            std::thread::sleep(pause);
+            pause = (pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE);
+            self.counters.worker(field!(WorkerSlot, restarts), 1);
+            self.shared.outbox.tell(Event::WorkerRestarted { worker: self.index });
+        }
+    }
+
+    /// After a panic: abort what there was and begin afresh. Listeners stay, so that connections
+    /// that wait in their queues are served in a moment.
+    fn bury(&mut self, message: String) {
+        let lost = self.tunnels.len() as u64;
+        self.now = self.shared.clock.now();
+        for slot in self.slots() {
+            // Whatever was half done when it panicked may panic again.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.end(slot, Reason::WorkerPanic, ending::How::Abort)));
+        }
+        self.tunnels = Slab::new();
+        self.wheel = Wheel::new(self.now);
+        self.tools = Tools::default();
+        self.backlog.clear();
+        self.due.clear();
+        (self.sockets, self.opening) = (0, 0);
+        (self.admit_at, self.resume_at, self.sabotaged) = (None, None, false);
+        for listening in self.listening.values_mut() {
+            listening.waiting.clear();
+        }
+        self.shared.outbox.tell(Event::WorkerDied { worker: self.index, tunnels: lost, message });
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        self.tunnels.iter().map(|(slot, _)| slot as u32).collect()
+    }
+
+    /// The turns. Returns how many tunnels had to be aborted at the end.
+    fn serve(&mut self) -> io::Result<u64> {
+        self.now = self.shared.clock.now();
+        self.install();
+        self.resume_accepting();
+        loop {
+            let timeout = self.timeout();
+            let ready = self.poller.wait(timeout)?.len();
+            self.now = self.shared.clock.now();
+            self.counters.worker(field!(WorkerSlot, wakeups), 1);
+            self.counters.worker(field!(WorkerSlot, events), ready as u64);
+            for index in 0..ready {
+                let Some(event) = self.poller.event(index) else { break };
+                match Token::of(&event) {
+                    Token::Tunnel { slot, generation, side } => self.on_tunnel(slot, generation, side, event.flags),
+                    Token::Listener(socket) => self.on_listener(socket),
+                    Token::Control => self.on_command()?,
+                }
+            }
+            self.continue_backlog();
+            self.fire_timers();
+            self.publish();
+            if let Some(deadline) = self.finish_at
+                && (self.tunnels.is_empty() || self.now >= deadline)
+            {
+                let left = self.slots();
+                for slot in &left {
+                    self.end(*slot, Reason::Shutdown, ending::How::Abort);
+                }
+                self.publish();
+                return Ok(left.len() as u64);
+            }
+        }
+    }
+
+    /// How long nothing needs to be done unless an event comes.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.backlog.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let times = [self.wheel.next(), self.admit_at, self.resume_at, self.tell_at, self.finish_at];
+        times.into_iter().flatten().min().map(|next| next.since(self.now))
+    }
+
+    fn fire_timers(&mut self) {
+        let reached = |at: Option<Tick>, now: Tick| at.is_some_and(|at| at <= now);
+        if reached(self.wheel.next(), self.now) {
+            let mut due = std::mem::take(&mut self.due);
+            self.wheel.expire(self.now, &mut due);
+            for slot in due.drain(..) {
+                self.on_timer(slot);
+            }
+            self.due = due;
+        }
+        if reached(self.admit_at, self.now) {
+            self.admit_waiting();
+        }
+        if reached(self.resume_at, self.now) {
+            self.resume_accepting();
+        }
+        if reached(self.tell_at, self.now) {
+            self.tell_failures();
+        }
+    }
+
+    fn on_timer(&mut self, slot: u32) {
+        match self.tunnels.get(slot as usize) {
+            Some(tunnel) if tunnel.opening.is_some() => self.opening_late(slot),
+            Some(_) => self.quiet(slot),
+            None => {}
+        }
+    }
+
+    /// Show the figures of this turn.
+    fn publish(&mut self) {
+        let copied = std::mem::take(&mut self.tools.copied);
+        let spliced = std::mem::take(&mut self.tools.spliced);
+        self.counters.worker(field!(WorkerSlot, bytes_copied), copied);
+        self.counters.worker(field!(WorkerSlot, bytes_spliced), spliced);
+        self.counters.gauge(field!(WorkerSlot, descriptors), self.descriptors() as u64);
+        self.counters.gauge(field!(WorkerSlot, pipes), self.tools.pipes.made() as u64);
+        self.counters.gauge(field!(WorkerSlot, waiting), self.opening as u64);
+    }
+
+    /// Descriptors in use: sockets, pipes, listeners, and the few of the worker itself.
+    fn descriptors(&self) -> usize {
+        self.sockets + 2 * self.tools.pipes.made() + self.listening.len() + 6
+    }
+
+    /// Whether a tunnel's two sockets would still fit. Some are kept back for pipes and commands.
+    fn has_room(&self) -> bool {
+        let most = usize::try_from(self.shared.most_files.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        // Every opening connection will want a second socket.
+        self.descriptors() + self.opening + 2 + 16 <= most
+    }
+
+    fn entropy(&mut self) -> u64 {
+        // xorshift64* (Vigna, 2016): spreads picks; nothing secret hangs on it.
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("panic without a message").to_owned()
+}

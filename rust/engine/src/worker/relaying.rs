@@ -1,0 +1,215 @@
+//! Moving a tunnel's bytes, and telling its different ends apart.
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use pybalancer_core::proxy::{Guess, guess};
+use pybalancer_core::record::Reason;
+
+use super::Worker;
+use super::ending::How;
+use crate::poller::{EventFlags, Side};
+use crate::relay::{Flow, Outcome, pump};
+use crate::stats::field;
+
+const ENDING: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
+
+/// Remember what an event says about a flow's sender.
+pub(super) fn note(flow: &mut Flow, flags: EventFlags) {
+    if flags.intersects(EventFlags::IN.union(ENDING)) {
+        flow.readable = true;
+        flow.ending |= flags.intersects(ENDING);
+    }
+}
+
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Backend,
+            Side::Backend => Side::Client,
+        }
+    }
+
+    fn reset(self) -> Reason {
+        match self {
+            Side::Client => Reason::ClientReset,
+            Side::Backend => Reason::BackendReset,
+        }
+    }
+}
+
+impl Worker {
+    /// One of a tunnel's sockets is ready for something.
+    #[inline]
+    pub(super) fn on_tunnel(&mut self, slot: u32, generation: u32, side: Side, flags: EventFlags) {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+        if tunnel.generation != generation {
+            return;
+        }
+        if tunnel.opening.is_some() {
+            return self.on_opening(slot, side, flags);
+        }
+        let flow = tunnel.flow_from(side);
+        note(flow, flags);
+        let read = flow.readable && !flow.blocked();
+        if flow.blocked() && flags.contains(EventFlags::ERR) {
+            // Reset by its sender, while its receiver takes nothing: nobody is left to wait for.
+            return self.end(slot, side.reset(), How::Abort);
+        }
+        if read {
+            if tunnel.guarded && side == Side::Client && !self.may_pass(slot) {
+                return;
+            }
+            if !self.drive(slot, side) {
+                return;
+            }
+        }
+        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
+            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+            if tunnel.flow_from(side.other()).blocked() {
+                self.drive(slot, side.other());
+            }
+        }
+    }
+
+    /// Pump what `from` sends; false if that ended the tunnel.
+    pub(super) fn drive(&mut self, slot: u32, from: Side) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return false };
+        let Some(backend) = &tunnel.backend else { return true };
+        let (flow, sender, receiver) = match from {
+            Side::Client => (&mut tunnel.to_backend, &tunnel.client, backend),
+            Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
+        };
+        let before = flow.bytes;
+        let was_done = flow.done;
+        let outcome = pump(flow, sender, receiver, &mut self.tools);
+        let moved = flow.bytes - before;
+        tunnel.active_at = self.now;
+        if moved > 0 {
+            let (for_listener, for_backend) = match from {
+                Side::Client => (field!(ListenerSlot, bytes_in), field!(BackendSlot, bytes_to_backend)),
+                Side::Backend => (field!(ListenerSlot, bytes_out), field!(BackendSlot, bytes_to_client)),
+            };
+            self.counters.listener(tunnel.listener.index(), for_listener, moved);
+            if let Some(entry) = &tunnel.entry {
+                self.counters.backend(entry.index(), for_backend, moved);
+            }
+        }
+        match outcome {
+            Outcome::Waiting => true,
+            Outcome::Again => {
+                self.backlog.push((slot, tunnel.generation, from));
+                true
+            }
+            Outcome::Done if tunnel.to_backend.done && tunnel.to_client.done => {
+                self.end(slot, Reason::Finished, How::Clean);
+                false
+            }
+            Outcome::Done => {
+                if !was_done {
+                    match tunnel.due() {
+                        Some(at) => self.wheel.set(slot, at),
+                        None => self.wheel.cancel(slot),
+                    }
+                }
+                true
+            }
+            Outcome::SenderFailed => {
+                self.end(slot, from.reset(), How::Abort);
+                false
+            }
+            Outcome::ReceiverFailed => {
+                self.fail(slot, from.other());
+                false
+            }
+        }
+    }
+
+    /// `broken` takes nothing more. What it sent before it broke is delivered, then both are aborted.
+    fn fail(&mut self, slot: u32, broken: Side) {
+        if let Some(tunnel) = self.tunnels.get_mut(slot as usize)
+            && let Some(backend) = &tunnel.backend
+        {
+            let (flow, sender, receiver) = match broken {
+                Side::Client => (&mut tunnel.to_backend, &tunnel.client, backend),
+                Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
+            };
+            (flow.readable, flow.ending) = (true, true);
+            // At most what its receive buffer held, so one budget's worth is enough.
+            let _ = pump(flow, sender, receiver, &mut self.tools);
+        }
+        self.end(slot, broken.reset(), How::Abort);
+    }
+
+    /// Continue the flows whose budget was spent, once each.
+    pub(super) fn continue_backlog(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let backlog = std::mem::take(&mut self.backlog);
+        for (slot, generation, from) in backlog {
+            if self.is_current(slot, generation) {
+                self.drive(slot, from);
+            }
+        }
+    }
+
+    /// Whether the client's first bytes are no PROXY header. One on a listener that expects none
+    /// comes from a misconfigured proxy or from somebody who wants to be taken for another.
+    fn may_pass(&mut self, slot: u32) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return false };
+        let mut first = [0; 16];
+        let guess = match rustix::net::recv(&tunnel.client, &mut first, RecvFlags::PEEK) {
+            Ok((_, 0)) => Guess::Not,
+            Ok((_, got)) => guess(first.get(..got).unwrap_or_default()),
+            Err(Errno::AGAIN | Errno::INTR) => {
+                tunnel.to_backend.readable = false;
+                return false;
+            }
+            // The relay will meet it too and knows what to do.
+            Err(_) => Guess::Not,
+        };
+        match guess {
+            Guess::Not => {}
+            // A client that has ended will say no more.
+            Guess::NeedMore if tunnel.to_backend.ending => {}
+            Guess::NeedMore => {
+                tunnel.to_backend.readable = false;
+                return false;
+            }
+            Guess::Proxy => {
+                let reason = if tunnel.untrusted { Reason::ProxyUntrusted } else { Reason::ProxyUnexpected };
+                self.counters.listener(tunnel.listener.index(), field!(ListenerSlot, refused_proxy), 1);
+                self.end(slot, reason, How::Abort);
+                return false;
+            }
+        }
+        tunnel.guarded = false;
+        true
+    }
+
+    /// The timer of an established tunnel.
+    pub(super) fn quiet(&mut self, slot: u32) {
+        let now = self.now;
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+        if tunnel.guarded_until().is_some_and(|at| at <= now) {
+            tunnel.guarded = false;
+            tunnel.to_backend.readable = true;
+            if !self.drive(slot, Side::Client) {
+                return;
+            }
+        }
+        let Some(tunnel) = self.tunnels.get(slot as usize) else { return };
+        match tunnel.quiet_until() {
+            Some(at) if at <= now => {
+                let reason = if tunnel.half_closed() { Reason::HalfClosedTimeout } else { Reason::IdleTimeout };
+                self.end(slot, reason, How::Abort);
+            }
+            // Something happened since the timer was set: activity only notes the time.
+            Some(_) | None => match tunnel.due() {
+                Some(at) => self.wheel.set(slot, at),
+                None => self.wheel.cancel(slot),
+            },
+        }
+    }
+}
