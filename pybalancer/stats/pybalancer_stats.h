@@ -36,7 +36,7 @@ typedef struct {
     uint64_t total_size;
     uint64_t started_unix_ns;
     uint64_t generation;
-    uint64_t reserved2[2];
+    uint64_t reserved2[3];
 } pb_header; /* 128 bytes */
 
 typedef struct {

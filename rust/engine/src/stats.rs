@@ -45,7 +45,7 @@ layout! {
         magic: u64, version: u32, header_size: u32, entry_size: u32, worker_size: u32,
         listener_size: u32, backend_size: u32, workers: u32, entries: u32, pid: u32, reserved: u32,
         entries_offset: u64, workers_offset: u64, listeners_offset: u64, backends_offset: u64,
-        total_size: u64, started_unix_ns: u64, generation: u64, reserved2: [u64; 2],
+        total_size: u64, started_unix_ns: u64, generation: u64, reserved2: [u64; 3],
     }
 }
 layout! {

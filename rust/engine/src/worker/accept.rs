@@ -146,7 +146,7 @@ impl Worker {
         let generation = self.generation;
         let opening = Opening {
             front: Arc::clone(&front),
-            phase: Phase::Queued,
+            phase: if turn == Turn::Now { Phase::Dialing } else { Phase::Queued },
             announced,
             destination: None,
             tried: Vec::new(),
@@ -216,7 +216,7 @@ impl Worker {
         for socket in sockets {
             while let Some(listening) = self.listening.get_mut(&socket) {
                 let Some((slot, generation)) = listening.waiting.front().copied() else { break };
-                if !self.is_current(slot, generation) {
+                if self.tunnels.get(slot as usize).is_none_or(|tunnel| tunnel.generation != generation) {
                     listening.waiting.pop_front();
                     continue;
                 }
@@ -237,8 +237,11 @@ impl Worker {
     }
 
     /// No longer one of those that wait for their turn.
-    pub(super) fn leave_queue(&mut self, slot: u32) {
-        if let Some(tunnel) = self.tunnels.get(slot as usize) {
+    fn leave_queue(&mut self, slot: u32) {
+        if let Some(tunnel) = self.tunnels.get_mut(slot as usize)
+            && let Some(opening) = &mut tunnel.opening
+        {
+            opening.phase = Phase::Dialing;
             tunnel.listener.queued().fetch_sub(1, Ordering::Relaxed);
         }
     }

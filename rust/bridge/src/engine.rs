@@ -1,0 +1,193 @@
+//! The handle on the workers.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use pybalancer_engine::outbox::Event as Told;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error::{EngineError, apply_error, duration, plan_error};
+use crate::plan::{Choice, Plan, source_address};
+
+#[pyclass(frozen, get_all, module = "pybalancer._core")]
+pub struct Event {
+    kind: &'static str,
+    worker: Option<usize>,
+    pool: Option<String>,
+    backend: Option<String>,
+    count: u64,
+    message: Option<String>,
+}
+
+impl From<Told> for Event {
+    fn from(told: Told) -> Event {
+        let blank = |kind, worker| Event {
+            kind,
+            worker: Some(worker),
+            pool: None,
+            backend: None,
+            count: 1,
+            message: None,
+        };
+        match told {
+            Told::ConnectFailed { worker, pool, backend, count, message } => Event {
+                pool: Some(pool.to_string()),
+                backend: Some(backend.to_string()),
+                count,
+                message: Some(message),
+                ..blank("connect-failed", worker)
+            },
+            Told::WorkerDied { worker, tunnels, message } => {
+                Event { count: tunnels, message: Some(message), ..blank("worker-died", worker) }
+            }
+            Told::WorkerRestarted { worker } => blank("worker-restarted", worker),
+            Told::AcceptPaused { worker, message } => {
+                Event { message: Some(message), ..blank("accept-paused", worker) }
+            }
+            Told::AcceptResumed { worker } => blank("accept-resumed", worker),
+            Told::SourceFailed { worker, pool, count, message } => Event {
+                pool: Some(pool.to_string()),
+                count,
+                message: Some(message),
+                ..blank("source-failed", worker)
+            },
+            Told::PortsExhausted { worker, pool, backend, count } => Event {
+                pool: Some(pool.to_string()),
+                backend: Some(backend.to_string()),
+                count,
+                ..blank("ports-exhausted", worker)
+            },
+        }
+    }
+}
+
+#[pymethods]
+impl Event {
+    fn __repr__(&self) -> String {
+        let part = |name: &str, value: &Option<String>| value.as_ref().map(|v| format!(" {name}={v:?}")).unwrap_or_default();
+        let (pool, backend, message) =
+            (part("pool", &self.pool), part("backend", &self.backend), part("message", &self.message));
+        format!("<Event {} count={}{pool}{backend}{message}>", self.kind, self.count)
+    }
+}
+
+#[pyclass(frozen, module = "pybalancer._core")]
+pub struct Engine(pybalancer_engine::Engine);
+
+impl Engine {
+    /// The engine, if this process started it.
+    pub fn ours(&self) -> PyResult<&pybalancer_engine::Engine> {
+        if self.0.is_ours() {
+            Ok(&self.0)
+        } else {
+            Err(EngineError::new_err(
+                "this balancer was started by the parent process: a fork copies its memory but not its workers; \
+                 start one after the fork",
+            ))
+        }
+    }
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (*, workers=0, stats_path=None))]
+    fn new(py: Python<'_>, workers: usize, stats_path: Option<PathBuf>) -> PyResult<Engine> {
+        if workers > 1024 {
+            return Err(plan_error(format!("{workers} workers are more than any machine has cores")));
+        }
+        Ok(Engine(py.detach(|| pybalancer_engine::Engine::start(workers, stats_path.as_deref()))?))
+    }
+
+    #[getter]
+    fn workers(&self) -> usize {
+        self.0.workers()
+    }
+
+    #[getter]
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
+    #[getter]
+    fn stats_fd(&self) -> i32 {
+        self.0.stats_file().as_raw_fd()
+    }
+
+    #[getter]
+    fn event_fd(&self) -> i32 {
+        self.0.wake().as_raw_fd()
+    }
+
+    fn apply(&self, py: Python<'_>, plan: &Plan) -> PyResult<u64> {
+        let engine = self.ours()?;
+        py.detach(|| engine.apply(plan.inner())).map_err(|error| apply_error(&error))
+    }
+
+    fn take_events(&self) -> PyResult<Vec<Event>> {
+        Ok(self.ours()?.outbox().take_events().into_iter().map(Event::from).collect())
+    }
+
+    fn log_connections(&self, enabled: bool) -> PyResult<()> {
+        self.ours()?.outbox().set_logging(enabled);
+        Ok(())
+    }
+
+    #[pyo3(signature = (format, max_records=4096))]
+    fn take_log<'py>(&self, py: Python<'py>, format: &str, max_records: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let json = match format {
+            "json" => true,
+            "human" => false,
+            other => return Err(plan_error(format!("format is json or human, not {other:?}"))),
+        };
+        let engine = self.ours()?;
+        let text = py.detach(|| {
+            let mut text = Vec::new();
+            engine.outbox().take_lines(max_records, |line| line.write(json, &mut text));
+            text
+        });
+        Ok(PyBytes::new(py, &text))
+    }
+
+    fn bound(&self) -> PyResult<HashMap<String, String>> {
+        let bound = self.ours()?.bound();
+        Ok(bound.into_iter().map(|(name, address)| (name.to_string(), address.to_string())).collect())
+    }
+
+    fn explain(&self, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
+        let source = source_address(source)?;
+        let engine = self.ours()?;
+        let unknown = || plan_error(format!("there is no pool {pool:?}"));
+        let order = engine.explain(pool, source).ok_or_else(unknown)?;
+        let deployment = engine.deployment().ok_or_else(unknown)?;
+        let deployed = deployment.pools.iter().find(|deployed| &*deployed.planned.pool.name == pool);
+        Ok(Choice::list(&deployed.ok_or_else(unknown)?.planned.pool, order))
+    }
+
+    fn ports(&self) -> PyResult<HashMap<String, HashMap<String, (u32, u32)>>> {
+        let Some(deployment) = self.ours()?.deployment() else { return Ok(HashMap::new()) };
+        let of_pool = |pool: &pybalancer_engine::deployment::DeployedPool| {
+            let entries = pool.backends.iter().zip(&pool.ways);
+            entries.map(|(entry, ways)| (entry.name.to_string(), ways.usage())).collect()
+        };
+        Ok(deployment.pools.iter().map(|pool| (pool.planned.pool.name.to_string(), of_pool(pool))).collect())
+    }
+
+    fn stop_accepting(&self) -> PyResult<()> {
+        self.ours()?.stop_accepting();
+        Ok(())
+    }
+
+    fn active(&self) -> PyResult<u64> {
+        Ok(self.ours()?.active())
+    }
+
+    #[pyo3(signature = (timeout=0.0))]
+    fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<u64> {
+        let grace = duration("timeout", timeout)?;
+        let engine = self.ours()?;
+        Ok(py.detach(|| engine.close(grace)))
+    }
+}

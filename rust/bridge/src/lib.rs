@@ -1,0 +1,27 @@
+//! The extension module `pybalancer._core`: the only place where Rust and Python meet.
+//!
+//! Plans are frozen values, the engine a handle; what may wait releases the interpreter's lock. What
+//! everything means is written in `_core.pyi`.
+#![allow(missing_docs, reason = "_core.pyi documents what Python sees, and stubtest holds it to that")]
+
+mod engine;
+mod error;
+mod plan;
+mod probe;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::engine::{Engine, Event};
+    #[pymodule_export]
+    use crate::error::{EngineError, PlanError};
+    #[pymodule_export]
+    use crate::plan::{BackendSpec, Choice, ListenerSpec, Plan, PoolSpec};
+    #[pymodule_export]
+    use crate::probe::Probe;
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python's own name for it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

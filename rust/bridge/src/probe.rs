@@ -1,0 +1,60 @@
+//! Internals shown to the tests.
+
+use std::collections::HashMap;
+
+use pybalancer_core::flow::FlowHasher;
+use pybalancer_core::maglev::Table;
+use pybalancer_engine::stats;
+use pyo3::prelude::*;
+
+use crate::engine::Engine;
+use crate::error::{EngineError, plan_error};
+use crate::plan::{secret_of, source_address};
+
+#[pyclass(frozen, name = "probe", module = "pybalancer._core")]
+pub struct Probe;
+
+#[pymethods]
+impl Probe {
+    #[staticmethod]
+    #[pyo3(signature = (secret, source, key="source"))]
+    fn flow_hash(secret: &[u8], source: &str, key: &str) -> PyResult<u64> {
+        let hasher = FlowHasher::new(&secret_of(secret)?);
+        let source = source_address(source)?;
+        match key {
+            "source" => Ok(hasher.source(source)),
+            "source-ip" => Ok(hasher.source_ip(source.ip())),
+            other => Err(plan_error(format!("key is source or source-ip, not {other:?}"))),
+        }
+    }
+
+    #[staticmethod]
+    fn maglev_table(secret: &[u8], backends: Vec<(String, u32)>, table_size: u32) -> PyResult<Vec<u16>> {
+        let backends: Vec<(&str, u32)> = backends.iter().map(|(name, weight)| (&**name, *weight)).collect();
+        let table = Table::build(&secret_of(secret)?, &backends, table_size);
+        Ok(table.map_err(|error| plan_error(error.to_string()))?.slots().to_vec())
+    }
+
+    #[staticmethod]
+    fn stats_layout() -> HashMap<&'static str, HashMap<&'static str, (usize, usize)>> {
+        let fields = |layout: Vec<(&'static str, usize, usize)>| {
+            layout.into_iter().map(|(field, offset, size)| (field, (offset, size))).collect()
+        };
+        HashMap::from([
+            ("pb_header", fields(stats::Header::layout())),
+            ("pb_entry", fields(stats::Entry::layout())),
+            ("pb_worker", fields(stats::WorkerSlot::layout())),
+            ("pb_listener", fields(stats::ListenerSlot::layout())),
+            ("pb_backend", fields(stats::BackendSlot::layout())),
+        ])
+    }
+
+    #[staticmethod]
+    fn panic_worker(engine: &Engine, worker: usize) -> PyResult<()> {
+        if engine.ours()?.sabotage(worker) {
+            Ok(())
+        } else {
+            Err(EngineError::new_err(format!("there is no worker {worker}, or it does not listen")))
+        }
+    }
+}
