@@ -146,13 +146,12 @@ class Event:
         self,
     ) -> Literal[
         "connect-failed",
-        "applied",
         "worker-died",
         "worker-restarted",
         "accept-paused",
         "accept-resumed",
+        "source-failed",
         "ports-exhausted",
-        "log-dropped",
     ]: ...
     @property
     def worker(self) -> int | None: ...
@@ -164,7 +163,8 @@ class Event:
     def listener(self) -> str | None: ...
     @property
     def count(self) -> int:
-        """How many of these were folded into this one (connect failures come at most every 100 ms)."""
+        """How many of these were folded into this one (failures come at most every 100 ms and worker);
+        of ``worker-died`` the tunnels that were lost."""
     @property
     def message(self) -> str | None: ...
 

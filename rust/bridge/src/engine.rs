@@ -32,28 +32,51 @@ impl From<Told> for Event {
             message: None,
         };
         match told {
-            Told::ConnectFailed { worker, pool, backend, count, message } => Event {
+            Told::ConnectFailed {
+                worker,
+                pool,
+                backend,
+                count,
+                message,
+            } => Event {
                 pool: Some(pool.to_string()),
                 backend: Some(backend.to_string()),
                 count,
                 message: Some(message),
                 ..blank("connect-failed", worker)
             },
-            Told::WorkerDied { worker, tunnels, message } => {
-                Event { count: tunnels, message: Some(message), ..blank("worker-died", worker) }
-            }
+            Told::WorkerDied {
+                worker,
+                tunnels,
+                message,
+            } => Event {
+                count: tunnels,
+                message: Some(message),
+                ..blank("worker-died", worker)
+            },
             Told::WorkerRestarted { worker } => blank("worker-restarted", worker),
-            Told::AcceptPaused { worker, message } => {
-                Event { message: Some(message), ..blank("accept-paused", worker) }
-            }
+            Told::AcceptPaused { worker, message } => Event {
+                message: Some(message),
+                ..blank("accept-paused", worker)
+            },
             Told::AcceptResumed { worker } => blank("accept-resumed", worker),
-            Told::SourceFailed { worker, pool, count, message } => Event {
+            Told::SourceFailed {
+                worker,
+                pool,
+                count,
+                message,
+            } => Event {
                 pool: Some(pool.to_string()),
                 count,
                 message: Some(message),
                 ..blank("source-failed", worker)
             },
-            Told::PortsExhausted { worker, pool, backend, count } => Event {
+            Told::PortsExhausted {
+                worker,
+                pool,
+                backend,
+                count,
+            } => Event {
                 pool: Some(pool.to_string()),
                 backend: Some(backend.to_string()),
                 count,
@@ -66,12 +89,26 @@ impl From<Told> for Event {
 #[pymethods]
 impl Event {
     fn __repr__(&self) -> String {
-        let part = |name: &str, value: &Option<String>| value.as_ref().map(|v| format!(" {name}={v:?}")).unwrap_or_default();
-        let (pool, backend, message) =
-            (part("pool", &self.pool), part("backend", &self.backend), part("message", &self.message));
-        format!("<Event {} count={}{pool}{backend}{message}>", self.kind, self.count)
+        let part = |name: &str, value: &Option<String>| {
+            value
+                .as_ref()
+                .map(|v| format!(" {name}={v:?}"))
+                .unwrap_or_default()
+        };
+        let (pool, backend, message) = (
+            part("pool", &self.pool),
+            part("backend", &self.backend),
+            part("message", &self.message),
+        );
+        format!(
+            "<Event {} count={}{pool}{backend}{message}>",
+            self.kind, self.count
+        )
     }
 }
+
+/// Backend → outgoing ports in use, and ports there are.
+type Usage = HashMap<String, (u32, u32)>;
 
 #[pyclass(frozen, module = "pybalancer._core")]
 pub struct Engine(pybalancer_engine::Engine);
@@ -96,9 +133,13 @@ impl Engine {
     #[pyo3(signature = (*, workers=0, stats_path=None))]
     fn new(py: Python<'_>, workers: usize, stats_path: Option<PathBuf>) -> PyResult<Engine> {
         if workers > 1024 {
-            return Err(plan_error(format!("{workers} workers are more than any machine has cores")));
+            return Err(plan_error(format!(
+                "{workers} workers are more than any machine has cores"
+            )));
         }
-        Ok(Engine(py.detach(|| pybalancer_engine::Engine::start(workers, stats_path.as_deref()))?))
+        Ok(Engine(py.detach(|| {
+            pybalancer_engine::Engine::start(workers, stats_path.as_deref())
+        })?))
     }
 
     #[getter]
@@ -123,11 +164,18 @@ impl Engine {
 
     fn apply(&self, py: Python<'_>, plan: &Plan) -> PyResult<u64> {
         let engine = self.ours()?;
-        py.detach(|| engine.apply(plan.inner())).map_err(|error| apply_error(&error))
+        py.detach(|| engine.apply(plan.inner()))
+            .map_err(|error| apply_error(&error))
     }
 
     fn take_events(&self) -> PyResult<Vec<Event>> {
-        Ok(self.ours()?.outbox().take_events().into_iter().map(Event::from).collect())
+        Ok(self
+            .ours()?
+            .outbox()
+            .take_events()
+            .into_iter()
+            .map(Event::from)
+            .collect())
     }
 
     fn log_connections(&self, enabled: bool) -> PyResult<()> {
@@ -136,16 +184,27 @@ impl Engine {
     }
 
     #[pyo3(signature = (format, max_records=4096))]
-    fn take_log<'py>(&self, py: Python<'py>, format: &str, max_records: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn take_log<'py>(
+        &self,
+        py: Python<'py>,
+        format: &str,
+        max_records: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let json = match format {
             "json" => true,
             "human" => false,
-            other => return Err(plan_error(format!("format is json or human, not {other:?}"))),
+            other => {
+                return Err(plan_error(format!(
+                    "format is json or human, not {other:?}"
+                )));
+            }
         };
         let engine = self.ours()?;
         let text = py.detach(|| {
             let mut text = Vec::new();
-            engine.outbox().take_lines(max_records, |line| line.write(json, &mut text));
+            engine
+                .outbox()
+                .take_lines(max_records, |line| line.write(json, &mut text));
             text
         });
         Ok(PyBytes::new(py, &text))
@@ -153,7 +212,10 @@ impl Engine {
 
     fn bound(&self) -> PyResult<HashMap<String, String>> {
         let bound = self.ours()?.bound();
-        Ok(bound.into_iter().map(|(name, address)| (name.to_string(), address.to_string())).collect())
+        Ok(bound
+            .into_iter()
+            .map(|(name, address)| (name.to_string(), address.to_string()))
+            .collect())
     }
 
     fn explain(&self, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
@@ -162,17 +224,31 @@ impl Engine {
         let unknown = || plan_error(format!("there is no pool {pool:?}"));
         let order = engine.explain(pool, source).ok_or_else(unknown)?;
         let deployment = engine.deployment().ok_or_else(unknown)?;
-        let deployed = deployment.pools.iter().find(|deployed| &*deployed.planned.pool.name == pool);
-        Ok(Choice::list(&deployed.ok_or_else(unknown)?.planned.pool, order))
+        let deployed = deployment
+            .pools
+            .iter()
+            .find(|deployed| &*deployed.planned.pool.name == pool);
+        Ok(Choice::list(
+            &deployed.ok_or_else(unknown)?.planned.pool,
+            order,
+        ))
     }
 
-    fn ports(&self) -> PyResult<HashMap<String, HashMap<String, (u32, u32)>>> {
-        let Some(deployment) = self.ours()?.deployment() else { return Ok(HashMap::new()) };
+    fn ports(&self) -> PyResult<HashMap<String, Usage>> {
+        let Some(deployment) = self.ours()?.deployment() else {
+            return Ok(HashMap::new());
+        };
         let of_pool = |pool: &pybalancer_engine::deployment::DeployedPool| {
             let entries = pool.backends.iter().zip(&pool.ways);
-            entries.map(|(entry, ways)| (entry.name.to_string(), ways.usage())).collect()
+            entries
+                .map(|(entry, ways)| (entry.name.to_string(), ways.usage()))
+                .collect()
         };
-        Ok(deployment.pools.iter().map(|pool| (pool.planned.pool.name.to_string(), of_pool(pool))).collect())
+        Ok(deployment
+            .pools
+            .iter()
+            .map(|pool| (pool.planned.pool.name.to_string(), of_pool(pool)))
+            .collect())
     }
 
     fn stop_accepting(&self) -> PyResult<()> {

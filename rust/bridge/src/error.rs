@@ -32,7 +32,11 @@ pub fn apply_error(error: &ApplyError) -> PyErr {
             let code = error.raw_os_error().unwrap_or(0);
             let text = error.to_string();
             // "Address in use (os error 98)": Python shows the number in its own way.
-            let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+            let text = text
+                .split(" (os error")
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             PyOSError::new_err((code, text, address.to_string()))
         }
         ApplyError::TooMany => plan_error(error.to_string()),
@@ -42,6 +46,9 @@ pub fn apply_error(error: &ApplyError) -> PyErr {
 
 /// A span of time from Python's seconds.
 pub fn duration(what: &str, seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|_| plan_error(format!("{what} is a number of seconds from 0, not {seconds}")))
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        plan_error(format!(
+            "{what} is a number of seconds from 0, not {seconds}"
+        ))
+    })
 }

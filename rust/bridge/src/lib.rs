@@ -2,7 +2,10 @@
 //!
 //! Plans are frozen values, the engine a handle; what may wait releases the interpreter's lock. What
 //! everything means is written in `_core.pyi`.
-#![allow(missing_docs, reason = "_core.pyi documents what Python sees, and stubtest holds it to that")]
+#![allow(
+    missing_docs,
+    reason = "_core.pyi documents what Python sees, and stubtest holds it to that"
+)]
 
 mod engine;
 mod error;

@@ -18,21 +18,36 @@ use crate::error::{duration, plan_error};
 
 /// The value that a word of the configuration stands for.
 fn word<T: Copy>(what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
-    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        plan_error(format!("{what} is one of {}, not {text:?}", known.join(", ")))
-    })
+    words
+        .iter()
+        .find(|(word, _)| *word == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| {
+            let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            plan_error(format!(
+                "{what} is one of {}, not {text:?}",
+                known.join(", ")
+            ))
+        })
 }
 
 fn parse<T: FromStr<Err: Display>>(what: &str, text: &str) -> PyResult<T> {
-    text.parse().map_err(|error| plan_error(format!("{what}: {error}")))
+    text.parse()
+        .map_err(|error| plan_error(format!("{what}: {error}")))
 }
 
-const STATES: [(&str, State); 3] = [("up", State::Up), ("down", State::Down), ("draining", State::Draining)];
+const STATES: [(&str, State); 3] = [
+    ("up", State::Up),
+    ("down", State::Down),
+    ("draining", State::Draining),
+];
 const ORPHANS: [(&str, Orphans); 2] = [("keep", Orphans::Keep), ("close", Orphans::Close)];
 
 fn state_word(state: State) -> &'static str {
-    STATES.iter().find(|(_, known)| *known == state).map_or("up", |(word, _)| word)
+    STATES
+        .iter()
+        .find(|(_, known)| *known == state)
+        .map_or("up", |(word, _)| word)
 }
 
 fn verdict_word(verdict: Verdict) -> &'static str {
@@ -54,12 +69,22 @@ pub struct BackendSpec(Backend);
 impl BackendSpec {
     #[new]
     #[pyo3(signature = (*, name, address, weight=1, state="up", ramp=1.0))]
-    fn new(name: &str, address: &str, weight: u32, state: &str, ramp: f64) -> PyResult<BackendSpec> {
+    fn new(
+        name: &str,
+        address: &str,
+        weight: u32,
+        state: &str,
+        ramp: f64,
+    ) -> PyResult<BackendSpec> {
         if !(ramp > 0.0 && ramp <= 1.0) {
-            return Err(plan_error(format!("backend {name:?}: ramp is above 0 and at most 1, not {ramp}")));
+            return Err(plan_error(format!(
+                "backend {name:?}: ramp is above 0 and at most 1, not {ramp}"
+            )));
         }
         if weight > 65_535 {
-            return Err(plan_error(format!("backend {name:?}: weight is at most 65535, not {weight}")));
+            return Err(plan_error(format!(
+                "backend {name:?}: weight is at most 65535, not {weight}"
+            )));
         }
         core_plan::check_name("backend", name).map_err(plan_error)?;
         Ok(BackendSpec(Backend {
@@ -151,7 +176,11 @@ impl PoolSpec {
             name: name.into(),
             backends: backends.iter().map(|backend| backend.0.clone()).collect(),
             policy: word("policy", policy, &policies)?,
-            key: word("key", key, &[("source", Key::Source), ("source-ip", Key::SourceIp)])?,
+            key: word(
+                "key",
+                key,
+                &[("source", Key::Source), ("source-ip", Key::SourceIp)],
+            )?,
             table_size,
             max_skew,
             dialing: Dialing {
@@ -164,7 +193,9 @@ impl PoolSpec {
                 },
                 sources,
                 tries: tries.max(1),
-                send_proxy: send_proxy.map(|version| word("send_proxy", version, &versions)).transpose()?,
+                send_proxy: send_proxy
+                    .map(|version| word("send_proxy", version, &versions))
+                    .transpose()?,
                 transparent,
                 on_remove: word("on_remove", on_remove, &ORPHANS)?,
                 on_down: word("on_down", on_down, &ORPHANS)?,
@@ -236,8 +267,14 @@ impl ListenerSpec {
             pool: 0,
             backlog: backlog.max(1),
             unix_mode,
-            accept_proxy: accept_proxy.map(|version| word("accept_proxy", version, &accepts)).transpose()?,
-            serve_proxy_local: word("proxy_local", proxy_local, &[("close", false), ("serve", true)])?,
+            accept_proxy: accept_proxy
+                .map(|version| word("accept_proxy", version, &accepts))
+                .transpose()?,
+            serve_proxy_local: word(
+                "proxy_local",
+                proxy_local,
+                &[("close", false), ("serve", true)],
+            )?,
             trusted: networks,
             proxy_timeout: duration("proxy_timeout", proxy_timeout)?,
             refuse_unexpected_proxy,
@@ -247,7 +284,10 @@ impl ListenerSpec {
             accept_queue,
             queue_timeout: duration("queue_timeout", queue_timeout)?,
         };
-        Ok(ListenerSpec { listener, pool: pool.to_owned() })
+        Ok(ListenerSpec {
+            listener,
+            pool: pool.to_owned(),
+        })
     }
 
     #[getter]
@@ -315,15 +355,22 @@ impl Choice {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Choice {:?} {} {}>", self.backend, self.address, self.verdict())
+        format!(
+            "<Choice {:?} {} {}>",
+            self.backend,
+            self.address,
+            self.verdict()
+        )
     }
 }
 
 /// `"ip:port"` of a client.
 pub fn source_address(text: &str) -> PyResult<SocketAddr> {
-    let address = text
-        .parse::<SocketAddr>()
-        .map_err(|_| plan_error(format!("{text:?} is not a client's address: IP:PORT or [IPv6]:PORT")))?;
+    let address = text.parse::<SocketAddr>().map_err(|_| {
+        plan_error(format!(
+            "{text:?} is not a client's address: IP:PORT or [IPv6]:PORT"
+        ))
+    })?;
     Ok(pybalancer_core::endpoint::canonical(address))
 }
 
@@ -336,14 +383,18 @@ impl Plan {
     }
 
     fn pool(&self, name: &str) -> PyResult<&Pool> {
-        self.0.pool(name).map(|planned| &planned.pool).ok_or_else(|| plan_error(format!("there is no pool {name:?}")))
+        self.0
+            .pool(name)
+            .map(|planned| &planned.pool)
+            .ok_or_else(|| plan_error(format!("there is no pool {name:?}")))
     }
 }
 
 /// 16 bytes of a secret.
 pub fn secret_of(bytes: &[u8]) -> PyResult<Secret> {
-    let bytes: [u8; 16] =
-        bytes.try_into().map_err(|_| plan_error(format!("the secret has 16 bytes, not {}", bytes.len())))?;
+    let bytes: [u8; 16] = bytes
+        .try_into()
+        .map_err(|_| plan_error(format!("the secret has 16 bytes, not {}", bytes.len())))?;
     Ok(Secret::from_bytes(bytes))
 }
 
@@ -368,9 +419,15 @@ impl Plan {
             .map(|spec| {
                 let pool = pools.iter().position(|pool| *pool.name == spec.pool);
                 let pool = pool.ok_or_else(|| {
-                    plan_error(format!("listener {:?} names pool {:?}, which is not there", spec.listener.name, spec.pool))
+                    plan_error(format!(
+                        "listener {:?} names pool {:?}, which is not there",
+                        spec.listener.name, spec.pool
+                    ))
                 })?;
-                Ok(Listener { pool, ..spec.listener.clone() })
+                Ok(Listener {
+                    pool,
+                    ..spec.listener.clone()
+                })
             })
             .collect::<PyResult<Vec<Listener>>>()?;
         let pools: Vec<&PoolSpec> = pools.iter().map(|pool| &**pool).collect();
@@ -379,7 +436,10 @@ impl Plan {
             let pools = pools
                 .into_iter()
                 .map(|spec| {
-                    let old = previous.as_ref().and_then(|plan| plan.pool(&spec.name)).map(|planned| &planned.pool);
+                    let old = previous
+                        .as_ref()
+                        .and_then(|plan| plan.pool(&spec.name))
+                        .map(|planned| &planned.pool);
                     let pool = Pool::new(
                         Arc::clone(&spec.name),
                         spec.policy,
@@ -390,7 +450,10 @@ impl Plan {
                         &secret,
                         old,
                     )?;
-                    Ok(PlannedPool { pool, dialing: spec.dialing.clone() })
+                    Ok(PlannedPool {
+                        pool,
+                        dialing: spec.dialing.clone(),
+                    })
                 })
                 .collect::<Result<Vec<PlannedPool>, String>>()?;
             core_plan::Plan::new(listeners, pools, secret.clone())
@@ -407,7 +470,12 @@ impl Plan {
         let size = f64::from(pool.table.size());
         let counts = pool.table.counts();
         let share = |index: usize| f64::from(counts.get(index).copied().unwrap_or(0)) / size;
-        Ok(pool.backends.iter().enumerate().map(|(index, backend)| (backend.name.to_string(), share(index))).collect())
+        Ok(pool
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| (backend.name.to_string(), share(index)))
+            .collect())
     }
 
     fn explain(&self, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
@@ -419,6 +487,11 @@ impl Plan {
             Key::SourceIp => hasher.source_ip(source.ip()),
         };
         let order = pool.explain(Draw { hash, entropy: 0 }, |_| 0);
-        Ok(Choice::list(pool, order.into_iter().map(|(index, verdict)| (index, verdict, 0))))
+        Ok(Choice::list(
+            pool,
+            order
+                .into_iter()
+                .map(|(index, verdict)| (index, verdict, 0)),
+        ))
     }
 }

@@ -24,21 +24,36 @@ impl Probe {
         match key {
             "source" => Ok(hasher.source(source)),
             "source-ip" => Ok(hasher.source_ip(source.ip())),
-            other => Err(plan_error(format!("key is source or source-ip, not {other:?}"))),
+            other => Err(plan_error(format!(
+                "key is source or source-ip, not {other:?}"
+            ))),
         }
     }
 
     #[staticmethod]
-    fn maglev_table(secret: &[u8], backends: Vec<(String, u32)>, table_size: u32) -> PyResult<Vec<u16>> {
-        let backends: Vec<(&str, u32)> = backends.iter().map(|(name, weight)| (&**name, *weight)).collect();
+    fn maglev_table(
+        secret: &[u8],
+        backends: Vec<(String, u32)>,
+        table_size: u32,
+    ) -> PyResult<Vec<u16>> {
+        let backends: Vec<(&str, u32)> = backends
+            .iter()
+            .map(|(name, weight)| (&**name, *weight))
+            .collect();
         let table = Table::build(&secret_of(secret)?, &backends, table_size);
-        Ok(table.map_err(|error| plan_error(error.to_string()))?.slots().to_vec())
+        Ok(table
+            .map_err(|error| plan_error(error.to_string()))?
+            .slots()
+            .to_vec())
     }
 
     #[staticmethod]
     fn stats_layout() -> HashMap<&'static str, HashMap<&'static str, (usize, usize)>> {
         let fields = |layout: Vec<(&'static str, usize, usize)>| {
-            layout.into_iter().map(|(field, offset, size)| (field, (offset, size))).collect()
+            layout
+                .into_iter()
+                .map(|(field, offset, size)| (field, (offset, size)))
+                .collect()
         };
         HashMap::from([
             ("pb_header", fields(stats::Header::layout())),
@@ -54,7 +69,9 @@ impl Probe {
         if engine.ours()?.sabotage(worker) {
             Ok(())
         } else {
-            Err(EngineError::new_err(format!("there is no worker {worker}, or it does not listen")))
+            Err(EngineError::new_err(format!(
+                "there is no worker {worker}, or it does not listen"
+            )))
         }
     }
 }

@@ -53,9 +53,9 @@ impl FromStr for Endpoint {
             }
             return Ok(Endpoint::Unix(path.into()));
         }
-        text.parse().map(Endpoint::Tcp).map_err(|_| {
-            alloc::format!("{text:?} is not IP:PORT, [IPv6]:PORT or unix:/path")
-        })
+        text.parse()
+            .map(Endpoint::Tcp)
+            .map_err(|_| alloc::format!("{text:?} is not IP:PORT, [IPv6]:PORT or unix:/path"))
     }
 }
 
@@ -87,10 +87,12 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
-        let address: IpAddr = address
-            .parse()
-            .map_err(|_| alloc::format!("{text:?} is not an address or a network such as 10.0.0.0/8"))?;
+        let (address, prefix) = text
+            .split_once('/')
+            .map_or((text, None), |(a, p)| (a, Some(p)));
+        let address: IpAddr = address.parse().map_err(|_| {
+            alloc::format!("{text:?} is not an address or a network such as 10.0.0.0/8")
+        })?;
         let widest = if address.is_ipv4() { 32 } else { 128 };
         let prefix = match prefix {
             None => widest,
@@ -98,16 +100,26 @@ impl FromStr for Network {
                 .parse::<u32>()
                 .ok()
                 .filter(|length| *length <= widest && digits == length.to_string())
-                .ok_or_else(|| alloc::format!("{text:?}: the prefix length goes from 0 to {widest}"))?,
+                .ok_or_else(|| {
+                    alloc::format!("{text:?}: the prefix length goes from 0 to {widest}")
+                })?,
         };
         // IPv4 lives in the low 32 bits, so its mask must not reach above them.
         let host_bits = widest - prefix;
-        let mask = if host_bits == 128 { 0 } else { u128::MAX << host_bits };
+        let mask = if host_bits == 128 {
+            0
+        } else {
+            u128::MAX << host_bits
+        };
         let address_bits = bits(address);
         if address_bits & !mask != 0 {
             return Err(alloc::format!("{text:?} has bits set beyond its prefix"));
         }
-        Ok(Network { address: address_bits, mask, v4: address.is_ipv4() })
+        Ok(Network {
+            address: address_bits,
+            mask,
+            v4: address.is_ipv4(),
+        })
     }
 }
 
@@ -138,13 +150,29 @@ mod tests {
 
     #[test]
     fn endpoints_read_back_as_written() {
-        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "unix:/run/app.sock", "unix:@app"] {
+        for text in [
+            "192.0.2.1:80",
+            "[2001:db8::1]:443",
+            "unix:/run/app.sock",
+            "unix:@app",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        for text in ["", "192.0.2.1", "host:80", "unix:", "unix:@", "192.0.2.1:99999"] {
+        for text in [
+            "",
+            "192.0.2.1",
+            "host:80",
+            "unix:",
+            "unix:@",
+            "192.0.2.1:99999",
+        ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
-        assert!(alloc::format!("unix:/{}", "x".repeat(107)).parse::<Endpoint>().is_err());
+        assert!(
+            alloc::format!("unix:/{}", "x".repeat(107))
+                .parse::<Endpoint>()
+                .is_err()
+        );
     }
 
     #[test]
@@ -158,16 +186,34 @@ mod tests {
         assert!(six.contains(ip("2001:db8:1::1")) && !six.contains(ip("2001:db9::1")));
         let one: Network = "127.0.0.1".parse().unwrap();
         assert!(one.contains(ip("127.0.0.1")) && !one.contains(ip("127.0.0.2")));
-        for text in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/08", "x/8", "10.0.0.0/-1", "::/129"] {
+        for text in [
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "10.0.0.0/08",
+            "x/8",
+            "10.0.0.0/-1",
+            "::/129",
+        ] {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }
-        assert!("::/0".parse::<Network>().unwrap().contains(ip("2001:db8::1")));
+        assert!(
+            "::/0"
+                .parse::<Network>()
+                .unwrap()
+                .contains(ip("2001:db8::1"))
+        );
     }
 
     #[test]
     fn ipv6_sources_are_counted_by_their_64() {
-        assert_eq!(source_group(ip("2001:db8::1")), source_group(ip("2001:db8::ffff:1")));
-        assert_ne!(source_group(ip("2001:db8::1")), source_group(ip("2001:db8:0:1::1")));
+        assert_eq!(
+            source_group(ip("2001:db8::1")),
+            source_group(ip("2001:db8::ffff:1"))
+        );
+        assert_ne!(
+            source_group(ip("2001:db8::1")),
+            source_group(ip("2001:db8:0:1::1"))
+        );
         assert_eq!(source_group(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
     }
 }

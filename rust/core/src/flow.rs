@@ -105,12 +105,18 @@ mod tests {
         let hash = |text: &str| hasher.source(text.parse().unwrap());
         assert_eq!(hash("192.0.2.1:80"), hash("[::ffff:192.0.2.1]:80"));
         assert_ne!(hash("192.0.2.1:80"), hash("192.0.2.1:81"));
-        assert_eq!(hasher.source_ip([192, 0, 2, 1].into()), hasher.bytes(&[192, 0, 2, 1]));
+        assert_eq!(
+            hasher.source_ip([192, 0, 2, 1].into()),
+            hasher.bytes(&[192, 0, 2, 1])
+        );
     }
 
     #[test]
     fn secrets_do_not_show() {
-        assert_eq!(format!("{:?}", Secret::from_bytes(*b"0123456789abcdef")), "Secret(..)");
+        assert_eq!(
+            format!("{:?}", Secret::from_bytes(*b"0123456789abcdef")),
+            "Secret(..)"
+        );
     }
 
     #[test]

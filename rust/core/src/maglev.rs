@@ -54,12 +54,18 @@ pub enum TableError {
 impl fmt::Display for TableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TableError::NotPrime(size) => write!(f, "the table size must be a prime number, {size} is not"),
-            TableError::TooLarge(size) => write!(f, "the table size is at most {MAX_SIZE}, not {size}"),
+            TableError::NotPrime(size) => {
+                write!(f, "the table size must be a prime number, {size} is not")
+            }
+            TableError::TooLarge(size) => {
+                write!(f, "the table size is at most {MAX_SIZE}, not {size}")
+            }
             TableError::TooSmall { size, backends } => {
                 write!(f, "{backends} backends need a table larger than {size}")
             }
-            TableError::TooManyBackends(count) => write!(f, "{count} backends are more than {MAX_BACKENDS}"),
+            TableError::TooManyBackends(count) => {
+                write!(f, "{count} backends are more than {MAX_BACKENDS}")
+            }
             TableError::DuplicateName => f.write_str("two backends have the same name"),
         }
     }
@@ -79,7 +85,11 @@ pub struct Table {
 impl Table {
     /// Build from names and weights, in any order: slots depend on names, weights, size and secret
     /// only. Weight 0 owns nothing; with no weight at all the table is empty.
-    pub fn build(secret: &Secret, backends: &[(&str, u32)], size: u32) -> Result<Table, TableError> {
+    pub fn build(
+        secret: &Secret,
+        backends: &[(&str, u32)],
+        size: u32,
+    ) -> Result<Table, TableError> {
         if size > MAX_SIZE {
             return Err(TableError::TooLarge(size));
         }
@@ -89,18 +99,34 @@ impl Table {
         if backends.len() > MAX_BACKENDS {
             return Err(TableError::TooManyBackends(backends.len()));
         }
-        let mut sorted: Vec<(&str, u32, u16)> =
-            (0..).zip(backends).map(|(index, (name, weight))| (*name, *weight, index)).collect();
+        let mut sorted: Vec<(&str, u32, u16)> = (0..)
+            .zip(backends)
+            .map(|(index, (name, weight))| (*name, *weight, index))
+            .collect();
         sorted.sort_unstable();
-        if sorted.iter().zip(sorted.iter().skip(1)).any(|(a, b)| a.0 == b.0) {
+        if sorted
+            .iter()
+            .zip(sorted.iter().skip(1))
+            .any(|(a, b)| a.0 == b.0)
+        {
             return Err(TableError::DuplicateName);
         }
-        let claimants: Vec<Claimant> =
-            sorted.iter().filter(|(_, weight, _)| *weight > 0).map(|entry| Claimant::new(secret, entry)).collect();
+        let claimants: Vec<Claimant> = sorted
+            .iter()
+            .filter(|(_, weight, _)| *weight > 0)
+            .map(|entry| Claimant::new(secret, entry))
+            .collect();
         if claimants.len() > size as usize {
-            return Err(TableError::TooSmall { size, backends: claimants.len() });
+            return Err(TableError::TooSmall {
+                size,
+                backends: claimants.len(),
+            });
         }
-        let slots = if claimants.is_empty() { Vec::new() } else { fill(claimants, size) };
+        let slots = if claimants.is_empty() {
+            Vec::new()
+        } else {
+            fill(claimants, size)
+        };
         let mut owned = vec![0_u32; backends.len()];
         for index in &slots {
             if let Some(count) = owned.get_mut(usize::from(*index)) {
@@ -109,7 +135,12 @@ impl Table {
         }
         let digest = digest(&sorted, &slots, size);
         let owners = owned.iter().filter(|count| **count > 0).count() as u32;
-        Ok(Table { slots, size, owners, digest })
+        Ok(Table {
+            slots,
+            size,
+            owners,
+            digest,
+        })
     }
 
     /// The owner of the slot that `hash` falls into.
@@ -121,7 +152,12 @@ impl Table {
     /// The preference order of a key: its slot's owner, then each other owner in the order in which
     /// they come up in the slots that follow.
     pub fn walk(&self, hash: u64) -> Walk<'_> {
-        Walk { table: self, at: slot(hash, self.size) as usize, passed: 0, seen: Vec::new() }
+        Walk {
+            table: self,
+            at: slot(hash, self.size) as usize,
+            passed: 0,
+            seen: Vec::new(),
+        }
     }
 
     /// The number of slots, a prime.
@@ -136,7 +172,11 @@ impl Table {
 
     /// Slots by backend. May be shorter than the list of backends: who is missing owns none.
     pub fn counts(&self) -> Vec<u32> {
-        let length = self.slots.iter().max().map_or(0, |highest| usize::from(*highest) + 1);
+        let length = self
+            .slots
+            .iter()
+            .max()
+            .map_or(0, |highest| usize::from(*highest) + 1);
         let mut counts = vec![0; length];
         for index in &self.slots {
             if let Some(count) = counts.get_mut(usize::from(*index)) {
@@ -171,7 +211,11 @@ impl Iterator for Walk<'_> {
         }
         while self.passed < self.table.slots.len() {
             let index = self.table.slots.get(self.at).copied()?;
-            self.at = if self.at + 1 == self.table.slots.len() { 0 } else { self.at + 1 };
+            self.at = if self.at + 1 == self.table.slots.len() {
+                0
+            } else {
+                self.at + 1
+            };
             self.passed += 1;
             if !self.seen.contains(&index) {
                 self.seen.push(index);
@@ -202,13 +246,21 @@ impl Claimant {
             hasher.finish()
         };
         // Odd, so that the period is 2^64 and every slot comes up.
-        Claimant { index: *index, weight: *weight, state: hash(b"maglev state\0"), increment: hash(b"maglev increment\0") | 1 }
+        Claimant {
+            index: *index,
+            weight: *weight,
+            state: hash(b"maglev state\0"),
+            increment: hash(b"maglev increment\0") | 1,
+        }
     }
 
     /// The next slot of its order: the high half of the state, scaled down.
     #[inline]
     fn next(&mut self, size: u32) -> u32 {
-        self.state = self.state.wrapping_mul(MULTIPLIER).wrapping_add(self.increment);
+        self.state = self
+            .state
+            .wrapping_mul(MULTIPLIER)
+            .wrapping_add(self.increment);
         slot(self.state, size)
     }
 }
@@ -220,7 +272,9 @@ impl Occupancy {
     /// Take `slot`; false if it was taken.
     #[inline]
     fn take(&mut self, slot: u32) -> bool {
-        let Some(word) = self.0.get_mut((slot >> 6) as usize) else { return false };
+        let Some(word) = self.0.get_mut((slot >> 6) as usize) else {
+            return false;
+        };
         let bit = 1 << (slot & 63);
         let free = *word & bit == 0;
         *word |= bit;
@@ -233,7 +287,9 @@ fn fill(mut claimants: Vec<Claimant>, size: u32) -> Vec<u16> {
     let mut slots = vec![0; size as usize];
     let mut taken = Occupancy(vec![0; (size as usize).div_ceil(64)]);
     for place in order {
-        let Some(claimant) = claimants.get_mut(place as usize) else { continue };
+        let Some(claimant) = claimants.get_mut(place as usize) else {
+            continue;
+        };
         // Ends: there are as many claims as slots, and each slot comes up again and again.
         let claimed = loop {
             let candidate = claimant.next(size);
@@ -253,11 +309,21 @@ fn fill(mut claimants: Vec<Claimant>, size: u32) -> Vec<u16> {
 /// Each round adds every weight to its owner's accumulator; one that reaches the highest weight claims
 /// and pays it. So the k-th claim (from 1) of weight w falls into round ceil(k * highest / w).
 fn claims(claimants: &[Claimant], size: u32) -> Vec<u32> {
-    let highest = claimants.iter().map(|claimant| u64::from(claimant.weight)).max().unwrap_or(1);
-    let total: u64 = claimants.iter().map(|claimant| u64::from(claimant.weight)).sum();
+    let highest = claimants
+        .iter()
+        .map(|claimant| u64::from(claimant.weight))
+        .max()
+        .unwrap_or(1);
+    let total: u64 = claimants
+        .iter()
+        .map(|claimant| u64::from(claimant.weight))
+        .sum();
     // After r rounds there are at least r * total / highest - n claims.
     let enough = u64::from(size) + claimants.len() as u64;
-    let rounds = (enough * highest).div_ceil(total.max(1)).min(u64::from(size)) + 1;
+    let rounds = (enough * highest)
+        .div_ceil(total.max(1))
+        .min(u64::from(size))
+        + 1;
     // Claims by round: count, sum up, place. Ties within a round keep the order of names.
     let mut starts = vec![0_u32; rounds as usize + 2];
     let each = |claimant: &Claimant, mut visit: &mut dyn FnMut(u64)| {
@@ -324,7 +390,13 @@ fn digest(sorted: &[(&str, u32, u16)], slots: &[u16], size: u32) -> u128 {
     }
     let bytes: Vec<u8> = slots
         .iter()
-        .flat_map(|index| ranks.get(usize::from(*index)).copied().unwrap_or(u16::MAX).to_le_bytes())
+        .flat_map(|index| {
+            ranks
+                .get(usize::from(*index))
+                .copied()
+                .unwrap_or(u16::MAX)
+                .to_le_bytes()
+        })
         .collect();
     hasher.write(&bytes);
     hasher.finish128().as_u128()
@@ -332,7 +404,10 @@ fn digest(sorted: &[(&str, u32, u16)], slots: &[u16], size: u32) -> u128 {
 
 fn is_prime(number: u32) -> bool {
     let divides = |divisor: &u32| number.is_multiple_of(*divisor);
-    number >= 2 && !(2..).take_while(|divisor| u64::from(*divisor).pow(2) <= u64::from(number)).any(|d| divides(&d))
+    number >= 2
+        && !(2..)
+            .take_while(|divisor| u64::from(*divisor).pow(2) <= u64::from(number))
+            .any(|d| divides(&d))
 }
 
 #[cfg(test)]
@@ -354,7 +429,11 @@ mod tests {
     }
 
     fn build(seed: u8, names: &[String], weights: &[u32], size: u32) -> Table {
-        let backends: Vec<(&str, u32)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
+        let backends: Vec<(&str, u32)> = names
+            .iter()
+            .map(String::as_str)
+            .zip(weights.iter().copied())
+            .collect();
         Table::build(&secret(seed), &backends, size).unwrap()
     }
 
@@ -420,23 +499,48 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let try_build = |backends: &[(&str, u32)], size| Table::build(&secret(0), backends, size).unwrap_err();
+        let try_build =
+            |backends: &[(&str, u32)], size| Table::build(&secret(0), backends, size).unwrap_err();
         assert_eq!(try_build(&[("a", 1)], 1000), TableError::NotPrime(1000));
-        assert_eq!(try_build(&[("a", 1)], 655_379), TableError::TooLarge(655_379));
-        assert_eq!(try_build(&[("a", 1), ("a", 2)], 251), TableError::DuplicateName);
-        assert_eq!(try_build(&[("a", 1), ("b", 1), ("c", 1)], 2), TableError::TooSmall { size: 2, backends: 3 });
+        assert_eq!(
+            try_build(&[("a", 1)], 655_379),
+            TableError::TooLarge(655_379)
+        );
+        assert_eq!(
+            try_build(&[("a", 1), ("a", 2)], 251),
+            TableError::DuplicateName
+        );
+        assert_eq!(
+            try_build(&[("a", 1), ("b", 1), ("c", 1)], 2),
+            TableError::TooSmall {
+                size: 2,
+                backends: 3
+            }
+        );
     }
 
     #[test]
     fn without_weight_there_is_nobody() {
         let table = Table::build(&secret(0), &[("a", 0)], 251).unwrap();
-        assert_eq!((table.pick(9), table.walk(9).next(), table.counts().len()), (None, None, 0));
+        assert_eq!(
+            (table.pick(9), table.walk(9).next(), table.counts().len()),
+            (None, None, 0)
+        );
     }
 
     #[test]
     fn the_digest_tells_weights_names_and_secrets_apart() {
-        let digest = |seed, name, weight| Table::build(&secret(seed), &[(name, weight), ("b", 1)], 251).unwrap().digest();
-        let digests = BTreeSet::from([digest(0, "a", 1), digest(1, "a", 1), digest(0, "c", 1), digest(0, "a", 2)]);
+        let digest = |seed, name, weight| {
+            Table::build(&secret(seed), &[(name, weight), ("b", 1)], 251)
+                .unwrap()
+                .digest()
+        };
+        let digests = BTreeSet::from([
+            digest(0, "a", 1),
+            digest(1, "a", 1),
+            digest(0, "c", 1),
+            digest(0, "a", 2),
+        ]);
         assert_eq!(digests.len(), 4);
     }
 }

@@ -121,7 +121,11 @@ pub struct Plan {
 
 impl Plan {
     /// Check what the parts cannot see alone: names and addresses used twice, pools that are not there.
-    pub fn new(listeners: Vec<Listener>, pools: Vec<PlannedPool>, secret: Secret) -> Result<Plan, String> {
+    pub fn new(
+        listeners: Vec<Listener>,
+        pools: Vec<PlannedPool>,
+        secret: Secret,
+    ) -> Result<Plan, String> {
         let mut names = BTreeSet::new();
         let mut binds = BTreeSet::new();
         for listener in &listeners {
@@ -134,7 +138,10 @@ impl Plan {
                 return Err(format!("two listeners bind {}", listener.bind));
             }
             if listener.pool >= pools.len() {
-                return Err(format!("listener {:?} names a pool that is not there", listener.name));
+                return Err(format!(
+                    "listener {:?} names a pool that is not there",
+                    listener.name
+                ));
             }
         }
         let mut names = BTreeSet::new();
@@ -144,22 +151,33 @@ impl Plan {
                 return Err(format!("two pools are named {:?}", planned.pool.name));
             }
         }
-        Ok(Plan { listeners, pools, secret })
+        Ok(Plan {
+            listeners,
+            pools,
+            secret,
+        })
     }
 
     /// The pool of that name.
     pub fn pool(&self, name: &str) -> Option<&PlannedPool> {
-        self.pools.iter().find(|planned| &*planned.pool.name == name)
+        self.pools
+            .iter()
+            .find(|planned| &*planned.pool.name == name)
     }
 }
 
 /// Names go into fixed-size fields and logs: 1 to [`MAX_NAME`] bytes, no control characters.
 pub fn check_name(kind: &str, name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME {
-        return Err(format!("the name of a {kind} has 1 to {MAX_NAME} bytes, {name:?} has {}", name.len()));
+        return Err(format!(
+            "the name of a {kind} has 1 to {MAX_NAME} bytes, {name:?} has {}",
+            name.len()
+        ));
     }
     if name.chars().any(char::is_control) {
-        return Err(format!("the name of a {kind} has no control characters, but {name:?} does"));
+        return Err(format!(
+            "the name of a {kind} has no control characters, but {name:?} does"
+        ));
     }
     Ok(())
 }

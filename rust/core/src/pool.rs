@@ -129,7 +129,10 @@ pub enum Verdict {
 
 impl Pool {
     /// Check the parts and build the table, or share `previous`' one where names and weights agree.
-    #[allow(clippy::too_many_arguments, reason = "these are the fields of one record")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "these are the fields of one record"
+    )]
     pub fn new(
         name: Arc<str>,
         policy: Policy,
@@ -144,21 +147,31 @@ impl Pool {
         for backend in &backends {
             check_name("backend", &backend.name)?;
             if !names.insert(&backend.name) {
-                return Err(format!("pool {name:?}: two backends are named {:?}", backend.name));
+                return Err(format!(
+                    "pool {name:?}: two backends are named {:?}",
+                    backend.name
+                ));
             }
         }
         if max_skew.is_some_and(|skew| !(skew > 1.0 && skew.is_finite())) {
-            return Err(format!("pool {name:?}: max_skew is a number above 1, such as 1.25"));
+            return Err(format!(
+                "pool {name:?}: max_skew is a number above 1, such as 1.25"
+            ));
         }
         let reusable = previous.filter(|old| {
             old.table.size() == table_size
                 && old.backends.len() == backends.len()
-                && old.backends.iter().zip(&backends).all(|(a, b)| a.name == b.name && a.weight == b.weight)
+                && old
+                    .backends
+                    .iter()
+                    .zip(&backends)
+                    .all(|(a, b)| a.name == b.name && a.weight == b.weight)
         });
         let table = match reusable {
             Some(old) => Arc::clone(&old.table),
             None => {
-                let weighted: Vec<(&str, u32)> = backends.iter().map(|b| (&*b.name, b.weight)).collect();
+                let weighted: Vec<(&str, u32)> =
+                    backends.iter().map(|b| (&*b.name, b.weight)).collect();
                 let table = Table::build(secret, &weighted, table_size)
                     .map_err(|error| format!("pool {name:?}: {error}"))?;
                 Arc::new(table)
@@ -168,7 +181,15 @@ impl Pool {
             Policy::RoundRobin | Policy::RandomTwo => interleave(&backends),
             Policy::Maglev | Policy::LeastConnections => Vec::new(),
         };
-        Ok(Pool { name, policy, key, max_skew, backends, table, rotation })
+        Ok(Pool {
+            name,
+            policy,
+            key,
+            max_skew,
+            backends,
+            table,
+            rotation,
+        })
     }
 
     /// The backend for the next tunnel, as an index, or None if none can take it.
@@ -176,7 +197,11 @@ impl Pool {
     /// `load` tells the live tunnels of a backend; `tried` are those that have refused this client.
     pub fn pick(&self, draw: Draw, load: impl Fn(usize) -> u32, tried: &[u16]) -> Option<u16> {
         let open = |index: u16| {
-            !tried.contains(&index) && self.backends.get(usize::from(index)).is_some_and(Backend::takes_new)
+            !tried.contains(&index)
+                && self
+                    .backends
+                    .get(usize::from(index))
+                    .is_some_and(Backend::takes_new)
         };
         match self.policy {
             Policy::Maglev => self.pick_by_table(draw.hash, load, open),
@@ -185,7 +210,11 @@ impl Pool {
             Policy::RandomTwo => {
                 let first = self.rotate(draw.entropy & 0xffff_ffff, open)?;
                 let second = self.rotate(draw.entropy >> 32, |index| index != first && open(index));
-                Some(second.filter(|second| self.lighter(*second, first, &load)).unwrap_or(first))
+                Some(
+                    second
+                        .filter(|second| self.lighter(*second, first, &load))
+                        .unwrap_or(first),
+                )
             }
         }
     }
@@ -202,7 +231,9 @@ impl Pool {
             if !open(index) {
                 continue;
             }
-            let Some(backend) = self.backends.get(usize::from(index)) else { continue };
+            let Some(backend) = self.backends.get(usize::from(index)) else {
+                continue;
+            };
             if admits(backend, hash) && bound.admits(backend, load(usize::from(index))) {
                 return Some(index);
             }
@@ -214,7 +245,11 @@ impl Pool {
     }
 
     fn bound(&self, load: &impl Fn(usize) -> u32) -> Bound {
-        let Some(skew) = self.max_skew else { return Bound { per_weight: f64::INFINITY } };
+        let Some(skew) = self.max_skew else {
+            return Bound {
+                per_weight: f64::INFINITY,
+            };
+        };
         let (mut tunnels, mut weight) = (1.0, 0.0);
         for (index, backend) in self.backends.iter().enumerate() {
             if backend.takes_new() {
@@ -222,7 +257,9 @@ impl Pool {
                 weight += f64::from(backend.weight);
             }
         }
-        Bound { per_weight: skew * tunnels / weight }
+        Bound {
+            per_weight: skew * tunnels / weight,
+        }
     }
 
     fn least_loaded(
@@ -249,7 +286,11 @@ impl Pool {
     /// Whether `a` would be less loaded than `b`, in proportion to weight, with one more tunnel.
     fn lighter(&self, a: u16, b: u16, load: &impl Fn(usize) -> u32) -> bool {
         let cost = |index: u16| {
-            let weight = self.backends.get(usize::from(index)).map_or(1, Backend::effective_weight).max(1);
+            let weight = self
+                .backends
+                .get(usize::from(index))
+                .map_or(1, Backend::effective_weight)
+                .max(1);
             (u128::from(load(usize::from(index))) + 1, u128::from(weight))
         };
         let ((load_a, weight_a), (load_b, weight_b)) = (cost(a), cost(b));
@@ -260,7 +301,11 @@ impl Pool {
         let length = self.rotation.len();
         let start = usize::try_from(turn % u64::try_from(length).ok().filter(|n| *n > 0)?).ok()?;
         let (before, after) = self.rotation.split_at(start);
-        after.iter().chain(before).copied().find(|index| open(*index))
+        after
+            .iter()
+            .chain(before)
+            .copied()
+            .find(|index| open(*index))
     }
 
     /// Every backend in the order in which this key would try them, and why.
@@ -273,13 +318,17 @@ impl Pool {
             let bound = self.bound(&load);
             let picked = self.pick(draw, &load, &[]);
             for index in self.table.walk(draw.hash) {
-                let Some(backend) = self.backends.get(usize::from(index)) else { continue };
+                let Some(backend) = self.backends.get(usize::from(index)) else {
+                    continue;
+                };
                 let verdict = match backend.state {
                     State::Down => Verdict::Down,
                     State::Draining => Verdict::Draining,
                     State::Up if picked == Some(index) => Verdict::Picked,
                     State::Up if !admits(backend, draw.hash) => Verdict::SlowStart,
-                    State::Up if !bound.admits(backend, load(usize::from(index))) => Verdict::OverSkew,
+                    State::Up if !bound.admits(backend, load(usize::from(index))) => {
+                        Verdict::OverSkew
+                    }
                     State::Up => Verdict::Next,
                 };
                 order.push((index, verdict));
@@ -287,12 +336,21 @@ impl Pool {
             }
         } else {
             while let Some(index) = self.pick(draw, &load, &tried) {
-                order.push((index, if tried.is_empty() { Verdict::Picked } else { Verdict::Next }));
+                order.push((
+                    index,
+                    if tried.is_empty() {
+                        Verdict::Picked
+                    } else {
+                        Verdict::Next
+                    },
+                ));
                 tried.push(index);
             }
         }
         for (index, backend) in self.backends.iter().enumerate() {
-            let Ok(index) = u16::try_from(index) else { break };
+            let Ok(index) = u16::try_from(index) else {
+                break;
+            };
             if !tried.contains(&index) {
                 let verdict = match backend.state {
                     _ if backend.weight == 0 => Verdict::Weightless,
@@ -334,9 +392,14 @@ fn interleave(backends: &[Backend]) -> Vec<u16> {
         .iter()
         .enumerate()
         .filter(|(_, backend)| backend.takes_new())
-        .filter_map(|(index, backend)| Some((u16::try_from(index).ok()?, backend.effective_weight())))
+        .filter_map(|(index, backend)| {
+            Some((u16::try_from(index).ok()?, backend.effective_weight()))
+        })
         .collect();
-    let divisor = open.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
+    let divisor = open
+        .iter()
+        .fold(0, |divisor, (_, weight)| gcd(divisor, *weight))
+        .max(1);
     let total: u64 = open.iter().map(|(_, weight)| weight / divisor).sum();
     let scale = total.div_ceil(MAX_ROTATION).max(1);
     // The k-th turn (from 0) of a backend with n turns belongs at (k + 1/2) / n of the round:
@@ -344,7 +407,9 @@ fn interleave(backends: &[Backend]) -> Vec<u16> {
     let mut turns: Vec<(u64, u16)> = Vec::new();
     for (index, weight) in open {
         let count = (weight / divisor / scale).max(1);
-        turns.extend((0..count).map(|turn| ((2 * turn + 1) * (u64::from(u32::MAX) / (2 * count)), index)));
+        turns.extend(
+            (0..count).map(|turn| ((2 * turn + 1) * (u64::from(u32::MAX) / (2 * count)), index)),
+        );
     }
     turns.sort_unstable();
     let mut rotation = vec![0; turns.len()];
@@ -377,7 +442,17 @@ mod tests {
             })
             .collect();
         let secret = Secret::from_bytes([7; 16]);
-        Pool::new("p".into(), policy, Key::Source, max_skew, backends, 1009, &secret, None).unwrap()
+        Pool::new(
+            "p".into(),
+            policy,
+            Key::Source,
+            max_skew,
+            backends,
+            1009,
+            &secret,
+            None,
+        )
+        .unwrap()
     }
 
     fn draw(n: u64) -> Draw {
@@ -385,8 +460,12 @@ mod tests {
         Draw { hash, entropy: n }
     }
 
-    const POLICIES: [Policy; 4] =
-        [Policy::Maglev, Policy::LeastConnections, Policy::RoundRobin, Policy::RandomTwo];
+    const POLICIES: [Policy; 4] = [
+        Policy::Maglev,
+        Policy::LeastConnections,
+        Policy::RoundRobin,
+        Policy::RandomTwo,
+    ];
 
     fn with_states(mut pool: Pool, states: &[State]) -> Pool {
         for (backend, state) in pool.backends.iter_mut().zip(states) {
@@ -394,8 +473,17 @@ mod tests {
         }
         let secret = Secret::from_bytes([7; 16]);
         let old = pool.clone();
-        Pool::new(pool.name, pool.policy, pool.key, pool.max_skew, pool.backends, 1009, &secret, Some(&old))
-            .unwrap()
+        Pool::new(
+            pool.name,
+            pool.policy,
+            pool.key,
+            pool.max_skew,
+            pool.backends,
+            1009,
+            &secret,
+            Some(&old),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -404,9 +492,16 @@ mod tests {
         let one_down = with_states(all.clone(), &[State::Up, State::Down, State::Up, State::Up]);
         assert!(Arc::ptr_eq(&all.table, &one_down.table));
         for n in 0..2000 {
-            let (before, after) = (all.pick(draw(n), |_| 0, &[]), one_down.pick(draw(n), |_| 0, &[]));
+            let (before, after) = (
+                all.pick(draw(n), |_| 0, &[]),
+                one_down.pick(draw(n), |_| 0, &[]),
+            );
             if before == Some(1) {
-                assert_eq!(after, all.pick(draw(n), |_| 0, &[1]), "down and refused fall back alike");
+                assert_eq!(
+                    after,
+                    all.pick(draw(n), |_| 0, &[1]),
+                    "down and refused fall back alike"
+                );
             } else {
                 assert_eq!(before, after);
             }
@@ -416,7 +511,10 @@ mod tests {
     #[test]
     fn no_policy_picks_what_is_down_draining_weightless_or_tried() {
         for policy in POLICIES {
-            let pool = with_states(pool(policy, &[1, 1, 1, 0, 1], None), &[State::Down, State::Draining]);
+            let pool = with_states(
+                pool(policy, &[1, 1, 1, 0, 1], None),
+                &[State::Down, State::Draining],
+            );
             for n in 0..200 {
                 assert_eq!(pool.pick(draw(n), |_| 0, &[2]), Some(4), "{policy:?}");
                 assert_eq!(pool.pick(draw(n), |_| 0, &[2, 4]), None, "{policy:?}");
@@ -427,7 +525,9 @@ mod tests {
     #[test]
     fn round_robin_keeps_weights_exactly_and_evenly() {
         let pool = pool(Policy::RoundRobin, &[3, 1, 2], None);
-        let picks: Vec<u16> = (0..6).map(|n| pool.pick(draw(n), |_| 0, &[]).unwrap()).collect();
+        let picks: Vec<u16> = (0..6)
+            .map(|n| pool.pick(draw(n), |_| 0, &[]).unwrap())
+            .collect();
         for (index, weight) in [(0, 3), (1, 1), (2, 2)] {
             assert_eq!(picks.iter().filter(|pick| **pick == index).count(), weight);
         }
@@ -450,7 +550,10 @@ mod tests {
         let pool = pool(Policy::RandomTwo, &[1, 1], None);
         for n in 0..100_u64 {
             let entropy = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            assert_eq!(pool.pick(Draw { hash: 0, entropy }, |index| [9, 1][index], &[]), Some(1));
+            assert_eq!(
+                pool.pick(Draw { hash: 0, entropy }, |index| [9, 1][index], &[]),
+                Some(1)
+            );
         }
     }
 
@@ -460,10 +563,15 @@ mod tests {
         warming.backends[0].ramp = FULL_RAMP / 4;
         let full = pool(Policy::Maglev, &[1, 1], None);
         let share = |pool: &Pool| {
-            (0..4000).filter(|n| pool.pick(draw(*n), |_| 0, &[]) == Some(0)).count()
+            (0..4000)
+                .filter(|n| pool.pick(draw(*n), |_| 0, &[]) == Some(0))
+                .count()
         };
         let (cold, warm) = (share(&warming), share(&full));
-        assert!((0.15..0.35).contains(&(cold as f64 / warm as f64)), "{cold} of {warm}");
+        assert!(
+            (0.15..0.35).contains(&(cold as f64 / warm as f64)),
+            "{cold} of {warm}"
+        );
         assert!((0..400).all(|n| warming.pick(draw(n), |_| 0, &[1]) == Some(0)));
     }
 
@@ -476,10 +584,16 @@ mod tests {
                 let mut seen: Vec<u16> = order.iter().map(|(index, _)| *index).collect();
                 seen.sort_unstable();
                 assert_eq!(seen, [0, 1, 2, 3]);
-                let picked: Vec<_> = order.iter().filter(|(_, v)| *v == Verdict::Picked).collect();
+                let picked: Vec<_> = order
+                    .iter()
+                    .filter(|(_, v)| *v == Verdict::Picked)
+                    .collect();
                 assert_eq!(Some(picked[0].0), pool.pick(draw(n), |_| 0, &[]));
                 assert_eq!(picked.len(), 1);
-                assert!(order.contains(&(1, Verdict::Down)) && order.contains(&(3, Verdict::Weightless)));
+                assert!(
+                    order.contains(&(1, Verdict::Down))
+                        && order.contains(&(3, Verdict::Weightless))
+                );
             }
         }
     }

@@ -115,9 +115,16 @@ type Step = Result<Option<(usize, Origin)>, ProxyError>;
 fn parse_line(bytes: &[u8]) -> Step {
     let window = bytes.get(..MAX_LINE).unwrap_or(bytes);
     let Some(end) = window.iter().position(|byte| *byte == b'\n') else {
-        return if window.len() < MAX_LINE { Ok(None) } else { Err(ProxyError::Line) };
+        return if window.len() < MAX_LINE {
+            Ok(None)
+        } else {
+            Err(ProxyError::Line)
+        };
     };
-    let line = window.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(ProxyError::Line)?;
+    let line = window
+        .get(..end)
+        .and_then(|line| line.strip_suffix(b"\r"))
+        .ok_or(ProxyError::Line)?;
     let line = core::str::from_utf8(line).map_err(|_| ProxyError::Line)?;
     let rest = line.strip_prefix("PROXY ").ok_or(ProxyError::Line)?;
     let origin = if rest == "UNKNOWN" || rest.starts_with("UNKNOWN ") {
@@ -152,12 +159,17 @@ fn line_addresses(rest: &str) -> Option<Origin> {
 }
 
 fn port(text: &str) -> Option<u16> {
-    let canonical = text == "0" || text.bytes().next().is_some_and(|first| (b'1'..=b'9').contains(&first));
+    let canonical = text == "0"
+        || text
+            .bytes()
+            .next()
+            .is_some_and(|first| (b'1'..=b'9').contains(&first));
     text.parse().ok().filter(|_| canonical)
 }
 
 fn parse_binary(bytes: &[u8]) -> Step {
-    let Some((version_command, rest)) = bytes.get(SIGNATURE.len()..).and_then(<[u8]>::split_first) else {
+    let Some((version_command, rest)) = bytes.get(SIGNATURE.len()..).and_then(<[u8]>::split_first)
+    else {
         return Ok(None);
     };
     let local = match version_command {
@@ -165,7 +177,9 @@ fn parse_binary(bytes: &[u8]) -> Step {
         0x21 => false,
         _ => return Err(ProxyError::Command),
     };
-    let Some((family, rest)) = rest.split_first() else { return Ok(None) };
+    let Some((family, rest)) = rest.split_first() else {
+        return Ok(None);
+    };
     // Address lengths of UNSPEC, and of streams over INET, INET6, UNIX. Datagrams cannot have come here.
     let addresses_length = match family {
         0x00 => 0,
@@ -174,7 +188,9 @@ fn parse_binary(bytes: &[u8]) -> Step {
         0x31 => 216,
         _ => return Err(ProxyError::Family),
     };
-    let Some((length, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+    let Some((length, rest)) = rest.split_first_chunk::<2>() else {
+        return Ok(None);
+    };
     let length = usize::from(u16::from_be_bytes(*length));
     let consumed = SIGNATURE.len() + 4 + length;
     if consumed > MAX_HEADER {
@@ -187,7 +203,9 @@ fn parse_binary(bytes: &[u8]) -> Step {
     if length < addresses_length {
         return Err(ProxyError::Length);
     }
-    let Some(rest) = rest.get(..length) else { return Ok(None) };
+    let Some(rest) = rest.get(..length) else {
+        return Ok(None);
+    };
     let (addresses, tlvs) = rest.split_at(addresses_length);
     let header = bytes.get(..consumed).ok_or(ProxyError::Length)?;
     check_tlvs(tlvs, header, consumed - tlvs.len())?;
@@ -209,7 +227,10 @@ where
     let (destination_port, _) = rest.split_first_chunk::<2>()?;
     Some(Origin::Proxied {
         source: SocketAddr::new(IpAddr::from(*source), u16::from_be_bytes(*source_port)),
-        destination: SocketAddr::new(IpAddr::from(*destination), u16::from_be_bytes(*destination_port)),
+        destination: SocketAddr::new(
+            IpAddr::from(*destination),
+            u16::from_be_bytes(*destination_port),
+        ),
     })
 }
 
@@ -218,14 +239,22 @@ fn check_tlvs(mut tlvs: &[u8], header: &[u8], start: usize) -> Result<(), ProxyE
     let mut at = start;
     while let Some((kind, rest)) = tlvs.split_first() {
         let (length, rest) = rest.split_first_chunk::<2>().ok_or(ProxyError::Tlv)?;
-        let (value, rest) =
-            rest.split_at_checked(usize::from(u16::from_be_bytes(*length))).ok_or(ProxyError::Tlv)?;
+        let (value, rest) = rest
+            .split_at_checked(usize::from(u16::from_be_bytes(*length)))
+            .ok_or(ProxyError::Tlv)?;
         at += 3;
         if *kind == TYPE_CRC32C {
             let said: [u8; 4] = value.try_into().map_err(|_| ProxyError::Tlv)?;
             // Over the whole header with the checksum itself as zeros.
             let crc = header.iter().enumerate().fold(!0, |crc, (place, byte)| {
-                crc32c_step(crc, if (at..at + 4).contains(&place) { 0 } else { *byte })
+                crc32c_step(
+                    crc,
+                    if (at..at + 4).contains(&place) {
+                        0
+                    } else {
+                        *byte
+                    },
+                )
             });
             if !crc != u32::from_be_bytes(said) {
                 return Err(ProxyError::Checksum);
@@ -240,7 +269,13 @@ fn check_tlvs(mut tlvs: &[u8], header: &[u8], start: usize) -> Result<(), ProxyE
 /// One byte of CRC-32C (Castagnoli, reflected polynomial; RFC 9260 appendix A). Headers are short and
 /// few of them carry it: no table.
 fn crc32c_step(crc: u32, byte: u8) -> u32 {
-    (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 })
+    (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+        if crc & 1 == 0 {
+            crc >> 1
+        } else {
+            crc >> 1 ^ 0x82f6_3b78
+        }
+    })
 }
 
 /// Whether a connection begins with a PROXY header.
@@ -297,8 +332,15 @@ impl Write for Encoded {
 
 /// The header that announces `source`, connected to `destination`. Without either it says UNKNOWN
 /// (UNSPEC in version 2); where only one is IPv6, the other is written as IPv4-mapped.
-pub fn encode(version: Version, source: Option<SocketAddr>, destination: Option<SocketAddr>) -> Encoded {
-    let mut out = Encoded { bytes: [0; MAX_LINE], length: 0 };
+pub fn encode(
+    version: Version,
+    source: Option<SocketAddr>,
+    destination: Option<SocketAddr>,
+) -> Encoded {
+    let mut out = Encoded {
+        bytes: [0; MAX_LINE],
+        length: 0,
+    };
     let pair = source.zip(destination);
     match (version, pair) {
         (Version::V1, None) => out.push(b"PROXY UNKNOWN\r\n"),
@@ -307,7 +349,12 @@ pub fn encode(version: Version, source: Option<SocketAddr>, destination: Option<
                 (from @ IpAddr::V4(_), to @ IpAddr::V4(_)) => ("TCP4", from, to),
                 (from, to) => ("TCP6", IpAddr::V6(wide(from)), IpAddr::V6(wide(to))),
             };
-            let _ = write!(out, "PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port());
+            let _ = write!(
+                out,
+                "PROXY {family} {from} {to} {} {}\r\n",
+                source.port(),
+                destination.port()
+            );
         }
         (Version::V2, None) => {
             out.push(&SIGNATURE);
@@ -348,7 +395,9 @@ mod tests {
     use std::vec::Vec;
 
     fn header(version: Version, source: &str, destination: &str) -> Vec<u8> {
-        encode(version, source.parse().ok(), destination.parse().ok()).as_slice().to_vec()
+        encode(version, source.parse().ok(), destination.parse().ok())
+            .as_slice()
+            .to_vec()
     }
 
     fn binary(version_command: u8, family: u8, body: &[u8]) -> Vec<u8> {
@@ -361,13 +410,34 @@ mod tests {
 
     #[test]
     fn lines_of_the_specification() {
-        let parsed = parse(b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\nGET", Accept::Any);
+        let parsed = parse(
+            b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\nGET",
+            Accept::Any,
+        );
         let address = "255.255.255.255:65535".parse().unwrap();
-        let origin = Origin::Proxied { source: address, destination: address };
-        assert_eq!(parsed, Parsed::Header { consumed: 56, origin });
+        let origin = Origin::Proxied {
+            source: address,
+            destination: address,
+        };
+        assert_eq!(
+            parsed,
+            Parsed::Header {
+                consumed: 56,
+                origin
+            }
+        );
         let longest = b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n";
-        assert_eq!(parse(longest, Accept::V1), Parsed::Header { consumed: longest.len(), origin: Origin::Unknown });
-        assert_eq!(header(Version::V1, "1.2.3.4:5", "[2001:db8::1]:6"), b"PROXY TCP6 ::ffff:1.2.3.4 2001:db8::1 5 6\r\n");
+        assert_eq!(
+            parse(longest, Accept::V1),
+            Parsed::Header {
+                consumed: longest.len(),
+                origin: Origin::Unknown
+            }
+        );
+        assert_eq!(
+            header(Version::V1, "1.2.3.4:5", "[2001:db8::1]:6"),
+            b"PROXY TCP6 ::ffff:1.2.3.4 2001:db8::1 5 6\r\n"
+        );
         assert_eq!(header(Version::V1, "", ""), b"PROXY UNKNOWN\r\n");
     }
 
@@ -390,26 +460,54 @@ mod tests {
             "PROXY \r\n",
             "PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\r\n",
         ] {
-            assert_eq!(parse(line.as_bytes(), Accept::Any), Parsed::Invalid(ProxyError::Line), "{line:?}");
+            assert_eq!(
+                parse(line.as_bytes(), Accept::Any),
+                Parsed::Invalid(ProxyError::Line),
+                "{line:?}"
+            );
         }
         let mut endless = LINE_START.to_vec();
         endless.resize(MAX_LINE, b'x');
-        assert_eq!(parse(&endless, Accept::Any), Parsed::Invalid(ProxyError::Line));
-        assert_eq!(parse(b"GET / HTTP/1.1\r\n", Accept::Any), Parsed::Invalid(ProxyError::NotProxy));
-        assert_eq!(parse(b"PROXY", Accept::V2), Parsed::Invalid(ProxyError::NotProxy));
+        assert_eq!(
+            parse(&endless, Accept::Any),
+            Parsed::Invalid(ProxyError::Line)
+        );
+        assert_eq!(
+            parse(b"GET / HTTP/1.1\r\n", Accept::Any),
+            Parsed::Invalid(ProxyError::NotProxy)
+        );
+        assert_eq!(
+            parse(b"PROXY", Accept::V2),
+            Parsed::Invalid(ProxyError::NotProxy)
+        );
     }
 
     #[test]
     fn bad_input_65_local_without_address_and_lying_lengths() {
         let local = binary(0x20, 0x00, &[]);
-        assert_eq!(parse(&local, Accept::Any), Parsed::Header { consumed: 16, origin: Origin::Local });
+        assert_eq!(
+            parse(&local, Accept::Any),
+            Parsed::Header {
+                consumed: 16,
+                origin: Origin::Local
+            }
+        );
         // A TLV that claims more than there is.
         let mut body = std::vec![0; 12];
         body.extend([0x04, 0x00, 0xff, 0x00]);
-        assert_eq!(parse(&binary(0x21, 0x11, &body), Accept::Any), Parsed::Invalid(ProxyError::Tlv));
-        assert_eq!(parse(&binary(0x21, 0x11, &[0; 11]), Accept::Any), Parsed::Invalid(ProxyError::Length));
+        assert_eq!(
+            parse(&binary(0x21, 0x11, &body), Accept::Any),
+            Parsed::Invalid(ProxyError::Tlv)
+        );
+        assert_eq!(
+            parse(&binary(0x21, 0x11, &[0; 11]), Accept::Any),
+            Parsed::Invalid(ProxyError::Length)
+        );
         let invalid = |command, family, error| {
-            assert_eq!(parse(&binary(command, family, &[0; 36]), Accept::Any), Parsed::Invalid(error));
+            assert_eq!(
+                parse(&binary(command, family, &[0; 36]), Accept::Any),
+                Parsed::Invalid(error)
+            );
         };
         invalid(0x22, 0x11, ProxyError::Command);
         invalid(0x11, 0x11, ProxyError::Command);
@@ -417,21 +515,35 @@ mod tests {
         invalid(0x21, 0x41, ProxyError::Family);
         let mut huge = binary(0x21, 0x11, &[]);
         huge[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
-        assert_eq!(parse(&huge, Accept::Any), Parsed::Invalid(ProxyError::Length));
+        assert_eq!(
+            parse(&huge, Accept::Any),
+            Parsed::Invalid(ProxyError::Length)
+        );
     }
 
     #[test]
     fn checksums_are_checked() {
         // The check value of CRC-32C.
-        assert_eq!(!b"123456789".iter().fold(!0, |crc, byte| crc32c_step(crc, *byte)), 0xe306_9283);
+        assert_eq!(
+            !b"123456789"
+                .iter()
+                .fold(!0, |crc, byte| crc32c_step(crc, *byte)),
+            0xe306_9283
+        );
         let mut body = std::vec![9; 12];
         body.extend([TYPE_CRC32C, 0, 4, 0, 0, 0, 0, 0x04, 0, 1, 7]);
         let mut bytes = binary(0x21, 0x11, &body);
         let crc = !bytes.iter().fold(!0, |crc, byte| crc32c_step(crc, *byte));
         bytes[31..35].copy_from_slice(&crc.to_be_bytes());
-        assert!(matches!(parse(&bytes, Accept::Any), Parsed::Header { consumed: 39, .. }));
+        assert!(matches!(
+            parse(&bytes, Accept::Any),
+            Parsed::Header { consumed: 39, .. }
+        ));
         bytes[38] ^= 1;
-        assert_eq!(parse(&bytes, Accept::Any), Parsed::Invalid(ProxyError::Checksum));
+        assert_eq!(
+            parse(&bytes, Accept::Any),
+            Parsed::Invalid(ProxyError::Checksum)
+        );
     }
 
     #[test]

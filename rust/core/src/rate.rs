@@ -26,7 +26,10 @@ impl Gcra {
         let exact = 1e9 / rate;
         let whole = exact as u64;
         let interval_ns = whole + u64::from(exact > whole as f64);
-        Some(Gcra { interval_ns, tolerance_ns: interval_ns.saturating_mul(u64::from(burst - 1)) })
+        Some(Gcra {
+            interval_ns,
+            tolerance_ns: interval_ns.saturating_mul(u64::from(burst - 1)),
+        })
     }
 
     /// Whether an event may happen at `now`: the new theoretical arrival time, or when to ask again.
@@ -85,7 +88,13 @@ mod tests {
 
     #[test]
     fn no_rate_is_no_rate() {
-        for (rate, burst) in [(0.0, 1), (-1.0, 1), (f64::NAN, 1), (f64::INFINITY, 1), (5.0, 0)] {
+        for (rate, burst) in [
+            (0.0, 1),
+            (-1.0, 1),
+            (f64::NAN, 1),
+            (f64::INFINITY, 1),
+            (5.0, 0),
+        ] {
             assert_eq!(Gcra::new(rate, burst), None);
         }
     }

@@ -199,12 +199,23 @@ impl Text<'_> {
         self.escaped(record.backend.unwrap_or("-"))?;
         self.write_str(" ")?;
         self.seconds(record.duration_ns)?;
-        writeln!(self, "s in={} out={} {}", record.to_backend, record.to_client, record.reason.as_str())
+        writeln!(
+            self,
+            "s in={} out={} {}",
+            record.to_backend,
+            record.to_client,
+            record.reason.as_str()
+        )
     }
 
     /// Six decimals, as exact as anybody wants.
     fn seconds(&mut self, ns: u64) -> core::fmt::Result {
-        write!(self, "{}.{:06}", ns / 1_000_000_000, ns % 1_000_000_000 / 1000)
+        write!(
+            self,
+            "{}.{:06}",
+            ns / 1_000_000_000,
+            ns % 1_000_000_000 / 1000
+        )
     }
 
     /// RFC 3339 with milliseconds. Days to dates after Hinnant's "chrono-compatible low-level date
@@ -214,14 +225,22 @@ impl Text<'_> {
         let (days, second) = (seconds / 86_400, seconds % 86_400);
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era =
+            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let shifted_month = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let month = if shifted_month < 10 {
+            shifted_month + 3
+        } else {
+            shifted_month - 9
+        };
         let year = era * 400 + year_of_era + u64::from(month <= 2);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(self, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+        write!(
+            self,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z"
+        )
     }
 
     fn quoted(&mut self, text: &str) -> core::fmt::Result {
@@ -243,7 +262,9 @@ impl Text<'_> {
     fn escaped(&mut self, text: &str) -> core::fmt::Result {
         for character in text.chars() {
             match character {
-                '\\' | ' ' | '\u{2028}' | '\u{2029}' => write!(self, "{}", character.escape_unicode())?,
+                '\\' | ' ' | '\u{2028}' | '\u{2029}' => {
+                    write!(self, "{}", character.escape_unicode())?
+                }
                 other if other.is_control() => write!(self, "{}", other.escape_unicode())?,
                 other => self.write_char(other)?,
             }
@@ -281,7 +302,10 @@ mod tests {
 
     #[test]
     fn json_reads_back() {
-        let hostile = Record { pool: "a\"\\\n\u{1b}[31m\u{2028}", ..RECORD };
+        let hostile = Record {
+            pool: "a\"\\\n\u{1b}[31m\u{2028}",
+            ..RECORD
+        };
         let text = line(|out| hostile.write_json(out));
         assert_eq!(text.lines().count(), 1);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -295,7 +319,11 @@ mod tests {
     #[test]
     fn human_lines_cannot_be_forged() {
         let client = Some("[2001:db8::1]:7".parse().unwrap());
-        let hostile = Record { backend: Some("b\n2020 fake\r\u{1b}"), client, ..RECORD };
+        let hostile = Record {
+            backend: Some("b\n2020 fake\r\u{1b}"),
+            client,
+            ..RECORD
+        };
         let text = line(|out| hostile.write_human(out));
         assert_eq!(
             text,
@@ -307,7 +335,13 @@ mod tests {
     #[test]
     fn dates_are_right() {
         let date = |unix: u64| {
-            let text = line(|out| Record { unix_ns: unix * 1_000_000_000, ..RECORD }.write_human(out));
+            let text = line(|out| {
+                Record {
+                    unix_ns: unix * 1_000_000_000,
+                    ..RECORD
+                }
+                .write_human(out)
+            });
             String::from(&text[..19])
         };
         assert_eq!(date(0), "1970-01-01T00:00:00");

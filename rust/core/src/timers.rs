@@ -32,7 +32,11 @@ struct Node {
     previous: u32,
 }
 
-const UNSET: Node = Node { at: 0, next: NONE, previous: NONE };
+const UNSET: Node = Node {
+    at: 0,
+    next: NONE,
+    previous: NONE,
+};
 
 /// Timers by id.
 pub struct Wheel {
@@ -68,7 +72,9 @@ impl Wheel {
 
     /// Forget the timer of `id`, if it is set.
     pub fn cancel(&mut self, id: u32) {
-        let Some(node) = self.nodes.get_mut(id as usize) else { return };
+        let Some(node) = self.nodes.get_mut(id as usize) else {
+            return;
+        };
         if node.at == 0 {
             return;
         }
@@ -95,15 +101,19 @@ impl Wheel {
     /// When to call [`expire`](Wheel::expire) next: not later than the earliest timer, and after all
     /// that has been expired. May come before any timer is due, to re-file some.
     pub fn next(&self) -> Option<Tick> {
-        self.upcoming().map(|(_, deadline)| Tick(deadline << UNIT_SHIFT))
+        self.upcoming()
+            .map(|(_, deadline)| Tick(deadline << UNIT_SHIFT))
     }
 
     /// Collect the ids whose time has come; they are no longer set.
     pub fn expire(&mut self, now: Tick, due: &mut Vec<u32>) {
         let now = now.0 >> UNIT_SHIFT;
-        while let Some((list, deadline)) = self.upcoming().filter(|(_, deadline)| *deadline <= now) {
+        while let Some((list, deadline)) = self.upcoming().filter(|(_, deadline)| *deadline <= now)
+        {
             self.elapsed = deadline;
-            let Some(head) = self.heads.get_mut(list) else { return };
+            let Some(head) = self.heads.get_mut(list) else {
+                return;
+            };
             let mut id = core::mem::replace(head, NONE);
             self.mark(list, false);
             while let Some(node) = self.nodes.get_mut(id as usize) {
@@ -124,18 +134,26 @@ impl Wheel {
     fn upcoming(&self) -> Option<(usize, u64)> {
         // All of a level's timers lie within the current slot of the level above: the first level
         // that has any has the earliest.
-        (0..).zip(&self.occupied).find(|(_, occupied)| **occupied != 0).map(|(level, occupied)| {
-            let shift = SLOT_BITS * level;
-            // The slot of the present comes last: only a timer a whole round away can be in it.
-            let first = ((self.elapsed >> shift) as u32 + 1) & (SLOTS as u32 - 1);
-            let slot = (occupied.rotate_right(first).trailing_zeros() + first) & (SLOTS as u32 - 1);
-            let span = 1 << (shift + SLOT_BITS);
-            let start = self.elapsed & !(span - 1);
-            let deadline = start + (u64::from(slot) << shift);
-            // Only on the top level, which wraps around, can a slot lie behind.
-            let deadline = if deadline <= self.elapsed { deadline + span } else { deadline };
-            (level as usize * SLOTS + slot as usize, deadline)
-        })
+        (0..)
+            .zip(&self.occupied)
+            .find(|(_, occupied)| **occupied != 0)
+            .map(|(level, occupied)| {
+                let shift = SLOT_BITS * level;
+                // The slot of the present comes last: only a timer a whole round away can be in it.
+                let first = ((self.elapsed >> shift) as u32 + 1) & (SLOTS as u32 - 1);
+                let slot =
+                    (occupied.rotate_right(first).trailing_zeros() + first) & (SLOTS as u32 - 1);
+                let span = 1 << (shift + SLOT_BITS);
+                let start = self.elapsed & !(span - 1);
+                let deadline = start + (u64::from(slot) << shift);
+                // Only on the top level, which wraps around, can a slot lie behind.
+                let deadline = if deadline <= self.elapsed {
+                    deadline + span
+                } else {
+                    deadline
+                };
+                (level as usize * SLOTS + slot as usize, deadline)
+            })
     }
 
     fn file(&mut self, id: u32, at: u64) {
@@ -144,10 +162,16 @@ impl Wheel {
         let level = (differing / SLOT_BITS).min(LEVELS as u32 - 1);
         let slot = (place >> (SLOT_BITS * level)) as usize & (SLOTS - 1);
         let list = level as usize * SLOTS + slot;
-        let Some(head) = self.heads.get_mut(list) else { return };
+        let Some(head) = self.heads.get_mut(list) else {
+            return;
+        };
         let next = core::mem::replace(head, id);
         if let Some(node) = self.nodes.get_mut(id as usize) {
-            *node = Node { at, next, previous: HEAD | list as u32 };
+            *node = Node {
+                at,
+                next,
+                previous: HEAD | list as u32,
+            };
         }
         if let Some(follower) = self.nodes.get_mut(next as usize) {
             follower.previous = id;

@@ -26,7 +26,9 @@ impl DeployedPool {
     /// Tunnels and connects of backend `index`.
     #[inline]
     pub fn load(&self, index: usize) -> u32 {
-        self.backends.get(index).map_or(0, |entry| entry.load().load(Ordering::Relaxed))
+        self.backends
+            .get(index)
+            .map_or(0, |entry| entry.load().load(Ordering::Relaxed))
     }
 }
 
@@ -74,11 +76,21 @@ impl Deployment {
             let mut backends = Vec::with_capacity(pool.backends.len());
             let mut ways = Vec::with_capacity(pool.backends.len());
             for backend in &pool.backends {
-                backends.push(registry.backend(generation, &pool.name, &backend.name, &backend.endpoint)?);
+                backends.push(registry.backend(
+                    generation,
+                    &pool.name,
+                    &backend.name,
+                    &backend.endpoint,
+                )?);
                 ways.push(ledger.ways(&backend.endpoint, &planned.dialing.sources));
             }
             let turn = registry.turn(&pool.name);
-            pools.push(Arc::new(DeployedPool { planned: planned.clone(), backends, ways, turn }));
+            pools.push(Arc::new(DeployedPool {
+                planned: planned.clone(),
+                backends,
+                ways,
+                turn,
+            }));
         }
         let mut fronts = Vec::with_capacity(plan.listeners.len());
         for (listener, (socket, address)) in plan.listeners.iter().zip(sockets) {
@@ -91,25 +103,52 @@ impl Deployment {
             }));
         }
         let orphans = decide_fates(&pools, registry, before);
-        Some(Deployment { generation, fronts, pools, orphans })
+        Some(Deployment {
+            generation,
+            fronts,
+            pools,
+            orphans,
+        })
     }
 }
 
 /// Decide what becomes of every backend's tunnels; whether any are to be closed.
-fn decide_fates(pools: &[Arc<DeployedPool>], registry: &Registry, before: Option<&Deployment>) -> bool {
+fn decide_fates(
+    pools: &[Arc<DeployedPool>],
+    registry: &Registry,
+    before: Option<&Deployment>,
+) -> bool {
     let mut orphans = false;
     for entry in registry.backends() {
-        let pool = pools.iter().find(|pool| pool.planned.pool.name == entry.pool);
-        let place = pool.and_then(|pool| pool.backends.iter().position(|known| Arc::ptr_eq(known, &entry)));
+        let pool = pools
+            .iter()
+            .find(|pool| pool.planned.pool.name == entry.pool);
+        let place = pool.and_then(|pool| {
+            pool.backends
+                .iter()
+                .position(|known| Arc::ptr_eq(known, &entry))
+        });
         let fate = match (pool, place) {
             (Some(pool), Some(place)) => {
-                let down = pool.planned.pool.backends.get(place).is_some_and(|b| b.state == State::Down);
-                if down && pool.planned.dialing.on_down == Orphans::Close { Fate::Down } else { Fate::Keep }
+                let down = pool
+                    .planned
+                    .pool
+                    .backends
+                    .get(place)
+                    .is_some_and(|b| b.state == State::Down);
+                if down && pool.planned.dialing.on_down == Orphans::Close {
+                    Fate::Down
+                } else {
+                    Fate::Keep
+                }
             }
             // Of a pool that is gone itself, the last word counts.
             (pool, _) => {
                 let dialing = pool.map(|pool| &pool.planned.dialing).or_else(|| {
-                    let old = before?.pools.iter().find(|pool| pool.planned.pool.name == entry.pool)?;
+                    let old = before?
+                        .pools
+                        .iter()
+                        .find(|pool| pool.planned.pool.name == entry.pool)?;
                     Some(&old.planned.dialing)
                 });
                 match dialing {

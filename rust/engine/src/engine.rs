@@ -53,10 +53,16 @@ impl fmt::Display for ApplyError {
         match self {
             ApplyError::Bind { address, error } => write!(f, "cannot listen on {address}: {error}"),
             ApplyError::TooMany => {
-                write!(f, "more than {} listeners and backends together", crate::stats::ENTRIES)
+                write!(
+                    f,
+                    "more than {} listeners and backends together",
+                    crate::stats::ENTRIES
+                )
             }
             ApplyError::Closed => f.write_str("the engine is closed"),
-            ApplyError::Stuck => write!(f, "a worker has not answered for {} s", PATIENCE.as_secs()),
+            ApplyError::Stuck => {
+                write!(f, "a worker has not answered for {} s", PATIENCE.as_secs())
+            }
         }
     }
 }
@@ -135,7 +141,11 @@ impl Engine {
         for index in 0..workers {
             let (mailbox, thread) = start_worker(index, &engine.shared, &engine.wake)?;
             engine.mailboxes.push(mailbox);
-            engine.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
+            engine
+                .threads
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(thread);
         }
         Ok(engine)
     }
@@ -185,17 +195,40 @@ impl Engine {
                 places.push((bound.number, bound.address.to_string()));
                 continue;
             }
-            let alone = !state.sockets.keys().any(|(ours, _)| overlap(ours, &listener.bind));
-            let listening =
-                socket::listen(&listener.bind, self.workers(), listener.backlog, listener.unix_mode, alone)
-                    .map_err(|error| ApplyError::Bind { address: listener.bind.clone(), error })?;
+            let alone = !state
+                .sockets
+                .keys()
+                .any(|(ours, _)| overlap(ours, &listener.bind));
+            let listening = socket::listen(
+                &listener.bind,
+                self.workers(),
+                listener.backlog,
+                listener.unix_mode,
+                alone,
+            )
+            .map_err(|error| ApplyError::Bind {
+                address: listener.bind.clone(),
+                error,
+            })?;
             let number = state.next_socket + fresh.len() as u32;
             places.push((number, listening.address.to_string()));
             fresh.push((key, number, listening));
         }
         let generation = state.generation + 1;
-        let State { registry, ledger, deployment, .. } = &mut *state;
-        let next = Deployment::new(plan, generation, registry, ledger, deployment.as_deref(), &places);
+        let State {
+            registry,
+            ledger,
+            deployment,
+            ..
+        } = &mut *state;
+        let next = Deployment::new(
+            plan,
+            generation,
+            registry,
+            ledger,
+            deployment.as_deref(),
+            &places,
+        );
         let next = Arc::new(next.ok_or(ApplyError::TooMany)?);
         // From here on nothing can fail but a worker that hangs.
         state.next_socket += fresh.len() as u32;
@@ -205,19 +238,36 @@ impl Engine {
             let shared = listening.sockets.len() < self.workers();
             for (index, mailbox) in self.mailboxes.iter().enumerate() {
                 let socket = listening.sockets.get(index).or(listening.sockets.first());
-                let command = Command::Listen { socket: number, shared };
+                let command = Command::Listen {
+                    socket: number,
+                    shared,
+                };
                 sent &= mailbox.send(command, socket.map(OwnedFd::as_fd)).is_ok();
             }
-            state.sockets.insert(key, Bound { number, address: listening.address, _file: listening.file });
+            state.sockets.insert(
+                key,
+                Bound {
+                    number,
+                    address: listening.address,
+                    _file: listening.file,
+                },
+            );
         }
         for mailbox in &self.mailboxes {
-            sent &= mailbox.send(Command::Apply(Arc::clone(&next)), None).is_ok();
+            sent &= mailbox
+                .send(Command::Apply(Arc::clone(&next)), None)
+                .is_ok();
         }
         let wanted: Vec<u32> = next.fronts.iter().map(|front| front.socket).collect();
-        state.sockets.retain(|_, bound| wanted.contains(&bound.number));
+        state
+            .sockets
+            .retain(|_, bound| wanted.contains(&bound.number));
         state.deployment = Some(next);
         if sent && self.shared.progress.wait_applied(generation, PATIENCE) {
-            self.shared.stats.generation().store(generation, Ordering::Relaxed);
+            self.shared
+                .stats
+                .generation()
+                .store(generation, Ordering::Relaxed);
             Ok(generation)
         } else {
             Err(ApplyError::Stuck)
@@ -227,12 +277,19 @@ impl Engine {
     /// Listener names and the addresses that are really bound.
     pub fn bound(&self) -> Vec<(Arc<str>, Endpoint)> {
         let state = self.state();
-        let Some(deployment) = &state.deployment else { return Vec::new() };
+        let Some(deployment) = &state.deployment else {
+            return Vec::new();
+        };
         let address_of = |number: u32| state.sockets.values().find(|bound| bound.number == number);
         deployment
             .fronts
             .iter()
-            .filter_map(|front| Some((Arc::clone(&front.entry.name), address_of(front.socket)?.address.clone())))
+            .filter_map(|front| {
+                Some((
+                    Arc::clone(&front.entry.name),
+                    address_of(front.socket)?.address.clone(),
+                ))
+            })
             .collect()
     }
 
@@ -240,17 +297,28 @@ impl Engine {
     /// pool's list, its verdict, its load. None if there is no such pool.
     pub fn explain(&self, pool: &str, source: SocketAddr) -> Option<Vec<(u16, Verdict, u32)>> {
         let deployment = self.state().deployment.clone()?;
-        let deployed = deployment.pools.iter().find(|deployed| &*deployed.planned.pool.name == pool)?;
+        let deployed = deployment
+            .pools
+            .iter()
+            .find(|deployed| &*deployed.planned.pool.name == pool)?;
         let planned = &deployed.planned.pool;
         let hasher = &deployment.fronts.first()?.hasher;
         let hash = match planned.key {
             Key::Source => hasher.source(source),
             Key::SourceIp => hasher.source_ip(source.ip()),
         };
-        let draw = Draw { hash, entropy: deployed.turn.load(Ordering::Relaxed) };
+        let draw = Draw {
+            hash,
+            entropy: deployed.turn.load(Ordering::Relaxed),
+        };
         let load = |index: usize| deployed.load(index);
         let order = planned.explain(draw, load);
-        Some(order.into_iter().map(|(index, verdict)| (index, verdict, load(usize::from(index)))).collect())
+        Some(
+            order
+                .into_iter()
+                .map(|(index, verdict)| (index, verdict, load(usize::from(index))))
+                .collect(),
+        )
     }
 
     /// The deployment that was applied last.
@@ -284,11 +352,16 @@ impl Engine {
         for mailbox in &self.mailboxes {
             let _ = mailbox.send(Command::Finish(deadline), None);
         }
-        let Some(aborted) = self.shared.progress.wait_ended(grace.saturating_add(PATIENCE)) else {
+        let Some(aborted) = self
+            .shared
+            .progress
+            .wait_ended(grace.saturating_add(PATIENCE))
+        else {
             // A worker hangs. Its thread is given up rather than the caller.
             return self.active();
         };
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             // Its panics were caught; it has reported its end.
             let _ = thread.join();
@@ -298,7 +371,9 @@ impl Engine {
 
     /// Make a worker panic, to show that it is contained.
     pub fn sabotage(&self, worker: usize) -> bool {
-        self.mailboxes.get(worker).is_some_and(|mailbox| mailbox.send(Command::Panic, None).is_ok())
+        self.mailboxes
+            .get(worker)
+            .is_some_and(|mailbox| mailbox.send(Command::Panic, None).is_ok())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -308,7 +383,9 @@ impl Engine {
     /// The limit may have been raised since.
     fn note_file_limit(&self) {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        self.shared.most_files.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.shared
+            .most_files
+            .store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -320,46 +397,58 @@ impl Drop for Engine {
     }
 }
 
-fn start_worker(index: usize, shared: &Arc<Shared>, wake: &OwnedFd) -> io::Result<(Mailbox, JoinHandle<()>)> {
+fn start_worker(
+    index: usize,
+    shared: &Arc<Shared>,
+    wake: &OwnedFd,
+) -> io::Result<(Mailbox, JoinHandle<()>)> {
     let (mailbox, inbox) = mailbox()?;
     let keep = [inbox.as_fd().as_raw_fd(), wake.as_raw_fd()];
     let shared = Arc::clone(shared);
     let (report, started) = mpsc::channel();
-    let _quiet = sys::SignalsBlocked::new();
-    let thread = std::thread::Builder::new().name(format!("pybalancer-{index}")).spawn(move || {
-        if let Err(error) = sys::take_private_table(&keep) {
-            // Still the host's table: there it is closed below.
-            std::mem::forget(inbox);
-            let _ = report.send(Err(error));
-            return;
-        }
-        match Worker::new(index, shared, inbox) {
-            Ok(worker) => {
-                let _ = report.send(Ok(()));
-                worker.run();
-            }
-            Err(error) => {
+    let _quiet = sys::SignalsBlocked::begin();
+    let thread = std::thread::Builder::new()
+        .name(format!("pybalancer-{index}"))
+        .spawn(move || {
+            if let Err(error) = sys::take_private_table(&keep) {
+                // Still the host's table: there it is closed below.
+                std::mem::forget(inbox);
                 let _ = report.send(Err(error));
+                return;
             }
-        }
-    })?;
+            match Worker::new(index, shared, inbox) {
+                Ok(worker) => {
+                    let _ = report.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        })?;
     // The inbox's number in this table may be closed once the worker has its own copy of it: that
     // it has is what the report says.
-    let started = started.recv().unwrap_or_else(|_| Err(io::Error::other("a worker died at its start")));
+    let started = started
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other("a worker died at its start")));
     sys::close_number(keep[0]);
     started.map(|()| (mailbox, thread))
 }
 
 fn socket_key(listener: &Listener) -> SocketKey {
     let chosen = matches!(listener.bind, Endpoint::Tcp(address) if address.port() == 0);
-    (listener.bind.clone(), chosen.then(|| Arc::clone(&listener.name)))
+    (
+        listener.bind.clone(),
+        chosen.then(|| Arc::clone(&listener.name)),
+    )
 }
 
 /// Whether two addresses may share clients, so that one of ours would be taken for somebody else's.
 fn overlap(ours: &Endpoint, wanted: &Endpoint) -> bool {
     match (ours, wanted) {
         (Endpoint::Tcp(a), Endpoint::Tcp(b)) => {
-            a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+            a.port() == b.port()
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
         }
         _ => ours == wanted,
     }

@@ -39,7 +39,10 @@ pub struct Line {
 impl Line {
     /// As text, a line of its own.
     pub fn write(&self, json: bool, out: &mut Vec<u8>) {
-        let address = self.backend.as_ref().map(|backend| backend.endpoint.to_string());
+        let address = self
+            .backend
+            .as_ref()
+            .map(|backend| backend.endpoint.to_string());
         let record = Record {
             unix_ns: self.unix_ns,
             listener: &self.listener.name,
@@ -55,6 +58,10 @@ impl Line {
             tries: self.tries,
             reason: self.reason,
         };
-        if json { record.write_json(out) } else { record.write_human(out) }
+        if json {
+            record.write_json(out)
+        } else {
+            record.write_human(out)
+        }
     }
 }

@@ -62,7 +62,16 @@ pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
         None,
     )?;
     let queue = Queue::default();
-    Ok((Mailbox { queue: Arc::clone(&queue), socket: ours }, Inbox { queue, socket: theirs }))
+    Ok((
+        Mailbox {
+            queue: Arc::clone(&queue),
+            socket: ours,
+        },
+        Inbox {
+            queue,
+            socket: theirs,
+        },
+    ))
 }
 
 impl Mailbox {
@@ -77,7 +86,12 @@ impl Mailbox {
         if !sockets.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(&sockets));
         }
-        sendmsg(&self.socket, &[IoSlice::new(b"!")], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(b"!")],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         queue.push_back(command);
         Ok(())
     }
@@ -89,7 +103,12 @@ impl Inbox {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
-        match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
             Ok(message) if message.bytes == 0 => return Err(Errno::PIPE),
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
@@ -101,7 +120,11 @@ impl Inbox {
                 socket = sockets.last();
             }
         }
-        let command = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let command = self
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
         Ok(command.map(|command| (command, socket)))
     }
 }

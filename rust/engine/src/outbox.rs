@@ -154,7 +154,8 @@ impl Outbox {
     /// Take what was told. For the host.
     pub fn take_events(&self) -> Vec<Event> {
         self.rearm();
-        let events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        let events =
+            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
         if !self.lines.is_empty() {
             self.ring();
         }
@@ -167,7 +168,11 @@ impl Outbox {
         for line in std::iter::from_fn(|| self.lines.pop()).take(most) {
             each(&line);
         }
-        let events_wait = !self.events.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let events_wait = !self
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
         if events_wait || !self.lines.is_empty() {
             self.ring();
         }

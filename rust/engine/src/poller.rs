@@ -68,9 +68,11 @@ impl Token {
         match self {
             Token::Control => CONTROL,
             Token::Listener(key) => u64::from(key),
-            Token::Tunnel { slot, generation, side } => {
-                u64::from(generation) << 32 | u64::from(slot) << 1 | side as u64
-            }
+            Token::Tunnel {
+                slot,
+                generation,
+                side,
+            } => u64::from(generation) << 32 | u64::from(slot) << 1 | side as u64,
         }
     }
 
@@ -80,8 +82,16 @@ impl Token {
         let bits = event.data.u64();
         let (generation, low) = ((bits >> 32) as u32, bits as u32);
         if generation != 0 {
-            let side = if low & 1 == 0 { Side::Client } else { Side::Backend };
-            Token::Tunnel { slot: low >> 1, generation, side }
+            let side = if low & 1 == 0 {
+                Side::Client
+            } else {
+                Side::Backend
+            };
+            Token::Tunnel {
+                slot: low >> 1,
+                generation,
+                side,
+            }
         } else if bits == CONTROL {
             Token::Control
         } else {
@@ -104,21 +114,38 @@ impl Poller {
     /// A new, empty instance.
     pub fn new() -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll, events: Vec::with_capacity(BATCH) })
+        Ok(Poller {
+            epoll,
+            events: Vec::with_capacity(BATCH),
+        })
     }
 
     /// Watch one end of a tunnel for everything, once and for all.
     pub fn add_tunnel(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token.encode()), flags)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token.encode()),
+            flags,
+        )?)
     }
 
     /// Watch a listener or the control socket: level-triggered, so that what one turn leaves is
     /// reported again. `shared` listeners wake one worker per connection, not all.
     pub fn add_level(&self, fd: impl AsFd, token: Token, shared: bool) -> io::Result<()> {
-        let exclusive = if shared { EventFlags::EXCLUSIVE } else { EventFlags::empty() };
+        let exclusive = if shared {
+            EventFlags::EXCLUSIVE
+        } else {
+            EventFlags::empty()
+        };
         let data = epoll::EventData::new_u64(token.encode());
-        Ok(epoll::add(&self.epoll, fd, data, EventFlags::IN | exclusive)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            data,
+            EventFlags::IN | exclusive,
+        )?)
     }
 
     /// Stop watching.
@@ -137,7 +164,11 @@ impl Poller {
                 tv_nsec: i64::from(span.subsec_nanos()),
             })
         });
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(&self.events),
             Err(error) => Err(error.into()),
         }
@@ -160,10 +191,21 @@ mod tests {
             Token::Control,
             Token::Listener(0),
             Token::Listener(77),
-            Token::Tunnel { slot: 0, generation: 1, side: Side::Client },
-            Token::Tunnel { slot: (1 << 31) - 1, generation: u32::MAX, side: Side::Backend },
+            Token::Tunnel {
+                slot: 0,
+                generation: 1,
+                side: Side::Client,
+            },
+            Token::Tunnel {
+                slot: (1 << 31) - 1,
+                generation: u32::MAX,
+                side: Side::Backend,
+            },
         ] {
-            let event = Event { flags: EventFlags::IN, data: epoll::EventData::new_u64(token.encode()) };
+            let event = Event {
+                flags: EventFlags::IN,
+                data: epoll::EventData::new_u64(token.encode()),
+            };
             assert_eq!(Token::of(&event), token);
         }
     }

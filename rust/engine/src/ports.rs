@@ -31,7 +31,10 @@ pub fn local_port_range() -> RangeInclusive<u16> {
         }
     };
     // The kernel's default where /proc is hidden.
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok().and_then(parse).unwrap_or(32768..=60999)
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(parse)
+        .unwrap_or(32768..=60999)
 }
 
 /// Ports in use from one source to one destination.
@@ -114,15 +117,19 @@ impl Ways {
         !self.ways.is_empty()
     }
 
-    /// How many ways there are.
-    pub fn len(&self) -> usize {
-        self.ways.len()
+    /// How many attempts can differ: one per way, and one where ports do not matter.
+    pub fn attempts(&self) -> usize {
+        self.ways.len().max(1)
     }
 
     /// Ports in use and ports there are, over all ways.
     pub fn usage(&self) -> (u32, u32) {
         let used = self.ways.iter().map(|way| way.ports.used()).sum();
-        (used, self.ports_each.saturating_mul(u32::try_from(self.ways.len()).unwrap_or(u32::MAX)))
+        (
+            used,
+            self.ports_each
+                .saturating_mul(u32::try_from(self.ways.len()).unwrap_or(u32::MAX)),
+        )
     }
 }
 
@@ -136,7 +143,10 @@ pub struct Ledger {
 impl Ledger {
     /// An empty one, over the system's port range.
     pub fn new() -> Ledger {
-        Ledger { counts: Mutex::default(), range: local_port_range() }
+        Ledger {
+            counts: Mutex::default(),
+            range: local_port_range(),
+        }
     }
 
     /// The ports that connects may use.
@@ -146,13 +156,18 @@ impl Ledger {
 
     /// The ways to `destination`: one per source of its family, or the kernel's own choice.
     pub fn ways(&self, destination: &Endpoint, sources: &[IpAddr]) -> Ways {
-        let Endpoint::Tcp(address) = destination else { return Ways::default() };
+        let Endpoint::Tcp(address) = destination else {
+            return Ways::default();
+        };
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.retain(|_, ports| ports.strong_count() > 0);
         let mut ports_of = |source: IpAddr| {
             let count = counts.entry((*address, source)).or_default();
             count.upgrade().unwrap_or_else(|| {
-                let ports = Arc::new(Ports { used: AtomicU32::new(0), full_until: AtomicU64::new(0) });
+                let ports = Arc::new(Ports {
+                    used: AtomicU32::new(0),
+                    full_until: AtomicU64::new(0),
+                });
                 *count = Arc::downgrade(&ports);
                 ports
             })
@@ -160,11 +175,17 @@ impl Ledger {
         let mut ways: Vec<Way> = sources
             .iter()
             .filter(|source| source.is_ipv4() == address.is_ipv4())
-            .map(|source| Way { source: Some(*source), ports: ports_of(*source) })
+            .map(|source| Way {
+                source: Some(*source),
+                ports: ports_of(*source),
+            })
             .collect();
         if ways.is_empty() {
             let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-            ways.push(Way { source: None, ports: ports_of(any) });
+            ways.push(Way {
+                source: None,
+                ports: ports_of(any),
+            });
         }
         let ports_each = u32::from(*self.range.end()) - u32::from(*self.range.start()) + 1;
         Ways { ways, ports_each }
@@ -182,14 +203,21 @@ mod tests {
     use super::*;
 
     fn ledger() -> Ledger {
-        Ledger { counts: Mutex::default(), range: 40000..=40009 }
+        Ledger {
+            counts: Mutex::default(),
+            range: 40000..=40009,
+        }
     }
 
     #[test]
     fn the_emptiest_source_is_chosen_and_full_ones_are_passed_over() {
         let ledger = ledger();
         let to: Endpoint = "127.0.0.1:80".parse().unwrap();
-        let sources = ["127.0.0.2".parse().unwrap(), "127.0.0.3".parse().unwrap(), "::1".parse().unwrap()];
+        let sources = [
+            "127.0.0.2".parse().unwrap(),
+            "127.0.0.3".parse().unwrap(),
+            "::1".parse().unwrap(),
+        ];
         let ways = ledger.ways(&to, &sources);
         assert_eq!(ways.usage(), (0, 20));
         let now = Tick(5);

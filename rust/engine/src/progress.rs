@@ -18,7 +18,10 @@ pub struct Progress {
 impl Progress {
     /// Nothing done yet.
     pub fn new(workers: usize) -> Progress {
-        Progress { stands: Mutex::new(vec![Stand::default(); workers]), changed: Condvar::new() }
+        Progress {
+            stands: Mutex::new(vec![Stand::default(); workers]),
+            changed: Condvar::new(),
+        }
     }
 
     /// A worker runs that generation.
@@ -47,7 +50,9 @@ impl Progress {
 
     /// Wait until every worker runs `generation`; false if some does not within `patience`.
     pub fn wait_applied(&self, generation: u64, patience: Duration) -> bool {
-        self.wait(patience, |stand| stand.applied >= generation || stand.ended.is_some())
+        self.wait(patience, |stand| {
+            stand.applied >= generation || stand.ended.is_some()
+        })
     }
 
     /// Wait until every worker has ended; how many tunnels they aborted, or None if some goes on.
@@ -62,11 +67,17 @@ impl Progress {
         let deadline = Instant::now().checked_add(patience);
         let mut stands = self.stands.lock().unwrap_or_else(PoisonError::into_inner);
         while !stands.iter().all(&reached) {
-            let left = deadline.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+            let left = deadline.map_or(Duration::from_secs(3600), |at| {
+                at.saturating_duration_since(Instant::now())
+            });
             if left.is_zero() {
                 return false;
             }
-            stands = self.changed.wait_timeout(stands, left).unwrap_or_else(PoisonError::into_inner).0;
+            stands = self
+                .changed
+                .wait_timeout(stands, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }

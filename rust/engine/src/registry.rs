@@ -26,7 +26,10 @@ struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.stats.forget(self.index as usize);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.index);
     }
 }
 
@@ -135,7 +138,12 @@ impl ListenerEntry {
         let mut arrival = self.arrival.load(Ordering::Relaxed);
         loop {
             let next = rate.admit(arrival, now)?;
-            match self.arrival.compare_exchange_weak(arrival, next, Ordering::Relaxed, Ordering::Relaxed) {
+            match self.arrival.compare_exchange_weak(
+                arrival,
+                next,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return Ok(()),
                 Err(newer) => arrival = newer,
             }
@@ -145,7 +153,10 @@ impl ListenerEntry {
     /// Count a connection from `source`, unless it has `most` already.
     pub fn enter(&self, source: IpAddr, most: u32) -> bool {
         let group = source_group(source);
-        let mut counts = self.shard(group).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self
+            .shard(group)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(group).or_default();
         let admitted = *count < most;
         if admitted {
@@ -157,7 +168,10 @@ impl ListenerEntry {
     /// A connection that `enter` counted has ended.
     pub fn leave(&self, source: IpAddr) {
         let group = source_group(source);
-        let mut counts = self.shard(group).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self
+            .shard(group)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&group) {
             *count -= 1;
             if *count == 0 {
@@ -239,7 +253,12 @@ impl Registry {
     }
 
     /// The entry of a listener; None if there are too many.
-    pub fn listener(&mut self, generation: u64, name: &Arc<str>, address: &str) -> Option<Arc<ListenerEntry>> {
+    pub fn listener(
+        &mut self,
+        generation: u64,
+        name: &Arc<str>,
+        address: &str,
+    ) -> Option<Arc<ListenerEntry>> {
         if let Some(entry) = self.listeners.get(name).and_then(Weak::upgrade) {
             return Some(entry);
         }
@@ -251,14 +270,17 @@ impl Registry {
             queued: AtomicU32::new(0),
             sources: Default::default(),
         });
-        self.listeners.insert(Arc::clone(name), Arc::downgrade(&entry));
+        self.listeners
+            .insert(Arc::clone(name), Arc::downgrade(&entry));
         Some(entry)
     }
 
     /// Connections of all listeners.
     pub fn connections(&self) -> u64 {
         let entries = self.listeners.values().filter_map(Weak::upgrade);
-        entries.map(|entry| u64::from(entry.live().load(Ordering::Relaxed))).sum()
+        entries
+            .map(|entry| u64::from(entry.live().load(Ordering::Relaxed)))
+            .sum()
     }
 
     /// The running count behind a pool's round-robin.
@@ -271,10 +293,26 @@ impl Registry {
         })
     }
 
-    fn slot(&self, kind: Kind, generation: u64, pool: &str, name: &str, address: &str) -> Option<Slot> {
-        let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        self.stats.describe(index as usize, kind, generation, pool, name, address);
-        Some(Slot { index, stats: Arc::clone(&self.stats), free: Arc::clone(&self.free) })
+    fn slot(
+        &self,
+        kind: Kind,
+        generation: u64,
+        pool: &str,
+        name: &str,
+        address: &str,
+    ) -> Option<Slot> {
+        let index = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()?;
+        self.stats
+            .describe(index as usize, kind, generation, pool, name, address);
+        Some(Slot {
+            index,
+            stats: Arc::clone(&self.stats),
+            free: Arc::clone(&self.free),
+        })
     }
 }
 
@@ -291,20 +329,31 @@ mod tests {
         let first = registry.backend(1, &pool, &name, &at).unwrap();
         first.load().store(3, Ordering::Relaxed);
         let again = registry.backend(2, &pool, &name, &at).unwrap();
-        assert_eq!((again.index(), again.load().load(Ordering::Relaxed)), (first.index(), 3));
-        let moved = registry.backend(2, &pool, &name, &"127.0.0.1:2".parse().unwrap()).unwrap();
+        assert_eq!(
+            (again.index(), again.load().load(Ordering::Relaxed)),
+            (first.index(), 3)
+        );
+        let moved = registry
+            .backend(2, &pool, &name, &"127.0.0.1:2".parse().unwrap())
+            .unwrap();
         assert_ne!(moved.index(), first.index());
         let index = first.index();
         drop((first, again));
         let fresh = registry.backend(3, &pool, &name, &at).unwrap();
-        assert_eq!((fresh.index(), fresh.load().load(Ordering::Relaxed)), (index, 0));
+        assert_eq!(
+            (fresh.index(), fresh.load().load(Ordering::Relaxed)),
+            (index, 0)
+        );
     }
 
     #[test]
     fn sources_are_counted_up_to_the_limit() {
         let (stats, _file) = Stats::new(1, None).unwrap();
         let entry = Registry::new(stats).listener(1, &"l".into(), "").unwrap();
-        let (a, b): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        let (a, b): (IpAddr, IpAddr) = (
+            "2001:db8::1".parse().unwrap(),
+            "2001:db8::2".parse().unwrap(),
+        );
         assert!(entry.enter(a, 2) && entry.enter(b, 2) && !entry.enter(a, 2));
         entry.leave(b);
         assert!(entry.enter(a, 2));

@@ -10,8 +10,8 @@ use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::plan::Timeouts;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect, ipproto,
-    socket_with, sockopt,
+    AddressFamily, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
+    ipproto, socket_with, sockopt,
 };
 
 use crate::sys;
@@ -30,7 +30,11 @@ fn unix_address(path: &str) -> io::Result<SocketAddrUnix> {
 }
 
 fn family(address: &SocketAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
+    if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    }
 }
 
 /// Listening sockets of one address.
@@ -47,14 +51,24 @@ pub struct Listening {
 ///
 /// `alone`: make sure that nobody listens there. SO_REUSEPORT lets any process of the same user
 /// join, and the kernel would then give a part of the clients to the other one, silently.
-pub fn listen(at: &Endpoint, workers: usize, backlog: i32, mode: u32, alone: bool) -> io::Result<Listening> {
+pub fn listen(
+    at: &Endpoint,
+    workers: usize,
+    backlog: i32,
+    mode: u32,
+    alone: bool,
+) -> io::Result<Listening> {
     match at {
         Endpoint::Tcp(address) => {
             let first = listen_tcp(*address, backlog, alone);
             // The wildcard means "everywhere": where there is no IPv6, that is IPv4.
             let first = match first {
                 Err(error) if address.ip().is_unspecified() && no_ipv6(address, &error) => {
-                    listen_tcp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), backlog, alone)
+                    listen_tcp(
+                        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()),
+                        backlog,
+                        alone,
+                    )
                 }
                 other => other,
             }?;
@@ -63,23 +77,39 @@ pub fn listen(at: &Endpoint, workers: usize, backlog: i32, mode: u32, alone: boo
             for _ in 1..workers {
                 sockets.push(listen_tcp(bound, backlog, false)?);
             }
-            Ok(Listening { sockets, address: Endpoint::Tcp(bound), file: None })
+            Ok(Listening {
+                sockets,
+                address: Endpoint::Tcp(bound),
+                file: None,
+            })
         }
         Endpoint::Unix(path) => {
             let (socket, file) = listen_unix(path, backlog, mode)?;
-            Ok(Listening { sockets: vec![socket], address: at.clone(), file })
+            Ok(Listening {
+                sockets: vec![socket],
+                address: at.clone(),
+                file,
+            })
         }
     }
 }
 
 fn no_ipv6(address: &SocketAddr, error: &io::Error) -> bool {
     let codes = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].map(Errno::raw_os_error);
-    address.is_ipv6() && error.raw_os_error().is_some_and(|code| codes.contains(&code))
+    address.is_ipv6()
+        && error
+            .raw_os_error()
+            .is_some_and(|code| codes.contains(&code))
 }
 
 fn listen_tcp(address: SocketAddr, backlog: i32, alone: bool) -> io::Result<OwnedFd> {
     let new = || -> io::Result<OwnedFd> {
-        let socket = socket_with(family(&address), SocketType::STREAM, FLAGS, Some(ipproto::TCP))?;
+        let socket = socket_with(
+            family(&address),
+            SocketType::STREAM,
+            FLAGS,
+            Some(ipproto::TCP),
+        )?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         if address.is_ipv6() {
             // Dual-stack only where "everywhere" is meant, whatever the system's default says.
@@ -110,7 +140,9 @@ pub struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another process may have put its own there since.
-        if rustix::fs::lstat(&*self.path).is_ok_and(|stat| stat.st_dev == self.device && stat.st_ino == self.inode) {
+        if rustix::fs::lstat(&*self.path)
+            .is_ok_and(|stat| stat.st_dev == self.device && stat.st_ino == self.inode)
+        {
             let _ = rustix::fs::unlink(&*self.path);
         }
     }
@@ -127,7 +159,8 @@ fn listen_unix(path: &str, backlog: i32, mode: u32) -> io::Result<(OwnedFd, Opti
         Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
         Ok(stat) => {
-            let is_socket = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket;
+            let is_socket =
+                rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket;
             // Left behind by a process that died: nobody answers. Anything else is somebody's.
             let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
             if !is_socket || connect(&probe, &unix_address(path)?) != Err(Errno::CONNREFUSED) {
@@ -145,7 +178,11 @@ fn listen_unix(path: &str, backlog: i32, mode: u32) -> io::Result<(OwnedFd, Opti
         rustix::net::listen(&socket, backlog)?;
         let stat = rustix::fs::lstat(&*temporary)?;
         rustix::fs::rename(&*temporary, path)?;
-        Ok(SocketFile { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
+        Ok(SocketFile {
+            path: path.to_owned(),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
     };
     match made() {
         Ok(file) => Ok((socket, Some(file))),
@@ -161,7 +198,9 @@ pub fn tune(socket: impl AsFd, timeouts: &Timeouts) -> Result<(), Errno> {
     let socket = socket.as_fd();
     sockopt::set_socket_keepalive(socket, !timeouts.keepalive.is_zero())?;
     if !timeouts.keepalive.is_zero() {
-        let idle = timeouts.keepalive.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+        let idle = timeouts
+            .keepalive
+            .clamp(Duration::from_secs(1), Duration::from_secs(32_767));
         sockopt::set_tcp_keepidle(socket, Duration::from_secs(idle.as_secs()))?;
         sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
         sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
@@ -197,7 +236,9 @@ pub enum DialError {
 impl DialError {
     fn of(error: Errno) -> DialError {
         match error {
-            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => DialError::Shortage(error),
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
+                DialError::Shortage(error)
+            }
             _ => DialError::Backend(error),
         }
     }
@@ -212,14 +253,21 @@ pub fn dial(
 ) -> Result<OwnedFd, DialError> {
     let address = match to {
         Endpoint::Unix(path) => {
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None).map_err(DialError::of)?;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)
+                .map_err(DialError::of)?;
             let address = unix_address(path).map_err(|_| DialError::Backend(Errno::INVAL))?;
             connect(&socket, &address).map_err(DialError::of)?;
             return Ok(socket);
         }
         Endpoint::Tcp(address) => address,
     };
-    let socket = socket_with(family(address), SocketType::STREAM, FLAGS, Some(ipproto::TCP)).map_err(DialError::of)?;
+    let socket = socket_with(
+        family(address),
+        SocketType::STREAM,
+        FLAGS,
+        Some(ipproto::TCP),
+    )
+    .map_err(DialError::of)?;
     sockopt::set_tcp_nodelay(&socket, true).map_err(DialError::of)?;
     tune(&socket, timeouts).map_err(DialError::of)?;
     // Unknown before Linux 6.3: then connects get slow when half of the ports are taken.
@@ -228,8 +276,9 @@ pub fn dial(
         From::Any => None,
         From::Source(ip) => Some(ip),
         From::Client(ip) => {
-            sys::set_transparent(&socket, ip.is_ipv6())
-                .map_err(|error| DialError::Source(Errno::from_io_error(&error).unwrap_or(Errno::PERM)))?;
+            sys::set_transparent(&socket, ip.is_ipv6()).map_err(|error| {
+                DialError::Source(Errno::from_io_error(&error).unwrap_or(Errno::PERM))
+            })?;
             Some(ip)
         }
     };

@@ -118,24 +118,63 @@ impl Stats {
         rustix::fs::ftruncate(&file, total as u64)?;
         let memory = SharedMemory::map(&file, total)?;
         let stats = Stats { memory, workers };
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let word = |offset: usize, value: usize| stats.memory.word(offset).store(value as u32, Ordering::Relaxed);
-        let long = |offset: usize, value: usize| stats.memory.counter(offset).store(value as u64, Ordering::Relaxed);
+        let started = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos() as u64);
+        let word = |offset: usize, value: usize| {
+            stats
+                .memory
+                .word(offset)
+                .store(value as u32, Ordering::Relaxed)
+        };
+        let long = |offset: usize, value: usize| {
+            stats
+                .memory
+                .counter(offset)
+                .store(value as u64, Ordering::Relaxed)
+        };
         word(std::mem::offset_of!(Header, version), VERSION as usize);
-        word(std::mem::offset_of!(Header, header_size), size_of::<Header>());
+        word(
+            std::mem::offset_of!(Header, header_size),
+            size_of::<Header>(),
+        );
         word(std::mem::offset_of!(Header, entry_size), size_of::<Entry>());
-        word(std::mem::offset_of!(Header, worker_size), size_of::<WorkerSlot>());
-        word(std::mem::offset_of!(Header, listener_size), size_of::<ListenerSlot>());
-        word(std::mem::offset_of!(Header, backend_size), size_of::<BackendSlot>());
+        word(
+            std::mem::offset_of!(Header, worker_size),
+            size_of::<WorkerSlot>(),
+        );
+        word(
+            std::mem::offset_of!(Header, listener_size),
+            size_of::<ListenerSlot>(),
+        );
+        word(
+            std::mem::offset_of!(Header, backend_size),
+            size_of::<BackendSlot>(),
+        );
         word(std::mem::offset_of!(Header, workers), workers);
         word(std::mem::offset_of!(Header, entries), ENTRIES);
-        word(std::mem::offset_of!(Header, pid), std::process::id() as usize);
-        long(std::mem::offset_of!(Header, entries_offset), size_of::<Header>());
+        word(
+            std::mem::offset_of!(Header, pid),
+            std::process::id() as usize,
+        );
+        long(
+            std::mem::offset_of!(Header, entries_offset),
+            size_of::<Header>(),
+        );
         long(std::mem::offset_of!(Header, workers_offset), WORKERS_OFFSET);
-        long(std::mem::offset_of!(Header, listeners_offset), listeners_offset);
-        long(std::mem::offset_of!(Header, backends_offset), backends_offset);
+        long(
+            std::mem::offset_of!(Header, listeners_offset),
+            listeners_offset,
+        );
+        long(
+            std::mem::offset_of!(Header, backends_offset),
+            backends_offset,
+        );
         long(std::mem::offset_of!(Header, total_size), total);
-        long(std::mem::offset_of!(Header, started_unix_ns), started as usize);
+        long(
+            std::mem::offset_of!(Header, started_unix_ns),
+            started as usize,
+        );
         // The magic comes last: who sees it sees a complete header.
         stats.memory.counter(0).store(MAGIC, Ordering::Release);
         Ok((Arc::new(stats), file))
@@ -143,11 +182,20 @@ impl Stats {
 
     /// The generation that all workers run.
     pub fn generation(&self) -> &AtomicU64 {
-        self.memory.counter(std::mem::offset_of!(Header, generation))
+        self.memory
+            .counter(std::mem::offset_of!(Header, generation))
     }
 
     /// Describe an entry; its counters start from zero.
-    pub fn describe(&self, entry: usize, kind: Kind, generation: u64, pool: &str, name: &str, address: &str) {
+    pub fn describe(
+        &self,
+        entry: usize,
+        kind: Kind,
+        generation: u64,
+        pool: &str,
+        name: &str,
+        address: &str,
+    ) {
         let base = size_of::<Header>() + entry * size_of::<Entry>();
         self.memory.word(base).store(0, Ordering::Release);
         self.put_text(base + std::mem::offset_of!(Entry, pool), 64, pool);
@@ -156,17 +204,23 @@ impl Stats {
         self.active(entry).store(0, Ordering::Relaxed);
         for worker in 0..self.workers {
             for field in (0..size_of::<BackendSlot>()).step_by(8) {
-                self.listener_base(worker, entry, field).store(0, Ordering::Relaxed);
-                self.backend_base(worker, entry, field).store(0, Ordering::Relaxed);
+                self.listener_base(worker, entry, field)
+                    .store(0, Ordering::Relaxed);
+                self.backend_base(worker, entry, field)
+                    .store(0, Ordering::Relaxed);
             }
         }
-        self.memory.counter(base + std::mem::offset_of!(Entry, generation)).store(generation, Ordering::Relaxed);
+        self.memory
+            .counter(base + std::mem::offset_of!(Entry, generation))
+            .store(generation, Ordering::Relaxed);
         self.memory.word(base).store(kind as u32, Ordering::Release);
     }
 
     /// Forget an entry.
     pub fn forget(&self, entry: usize) {
-        self.memory.word(size_of::<Header>() + entry * size_of::<Entry>()).store(0, Ordering::Release);
+        self.memory
+            .word(size_of::<Header>() + entry * size_of::<Entry>())
+            .store(0, Ordering::Release);
     }
 
     /// Live tunnels of an entry, over all workers.
@@ -182,20 +236,24 @@ impl Stats {
         for (index, chunk) in bytes.chunks_exact(8).enumerate() {
             let mut eight = [0; 8];
             eight.copy_from_slice(chunk);
-            self.memory.counter(offset + index * 8).store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+            self.memory
+                .counter(offset + index * 8)
+                .store(u64::from_ne_bytes(eight), Ordering::Relaxed);
         }
     }
 
     fn listener_base(&self, worker: usize, entry: usize, field: usize) -> &AtomicU64 {
         let start = WORKERS_OFFSET + self.workers * size_of::<WorkerSlot>();
-        self.memory.counter(start + (worker * ENTRIES + entry) * size_of::<ListenerSlot>() + field)
+        self.memory
+            .counter(start + (worker * ENTRIES + entry) * size_of::<ListenerSlot>() + field)
     }
 
     fn backend_base(&self, worker: usize, entry: usize, field: usize) -> &AtomicU64 {
         let start = WORKERS_OFFSET
             + self.workers * size_of::<WorkerSlot>()
             + self.workers * ENTRIES * size_of::<ListenerSlot>();
-        self.memory.counter(start + (worker * ENTRIES + entry) * size_of::<BackendSlot>() + field)
+        self.memory
+            .counter(start + (worker * ENTRIES + entry) * size_of::<BackendSlot>() + field)
     }
 }
 
@@ -209,7 +267,10 @@ pub struct Counters {
 /// Add to a counter that only this thread writes: a plain load and store, no locked instruction.
 #[inline]
 fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(by),
+        Ordering::Relaxed,
+    );
 }
 
 macro_rules! field {
@@ -222,32 +283,49 @@ pub(crate) use field;
 impl Counters {
     /// Those of worker `worker`.
     pub fn new(stats: &Arc<Stats>, worker: usize) -> Counters {
-        Counters { stats: Arc::clone(stats), worker }
+        Counters {
+            stats: Arc::clone(stats),
+            worker,
+        }
     }
 
     /// Add to a worker counter; `field` by `field!(WorkerSlot, …)`.
     #[inline]
     pub fn worker(&self, field: usize, by: u64) {
-        bump(self.stats.memory.counter(WORKERS_OFFSET + self.worker * size_of::<WorkerSlot>() + field), by);
+        bump(
+            self.stats
+                .memory
+                .counter(WORKERS_OFFSET + self.worker * size_of::<WorkerSlot>() + field),
+            by,
+        );
     }
 
     /// Set a worker gauge.
     #[inline]
     pub fn gauge(&self, field: usize, value: u64) {
         let offset = WORKERS_OFFSET + self.worker * size_of::<WorkerSlot>() + field;
-        self.stats.memory.counter(offset).store(value, Ordering::Relaxed);
+        self.stats
+            .memory
+            .counter(offset)
+            .store(value, Ordering::Relaxed);
     }
 
     /// Add to a counter of a listener.
     #[inline]
     pub fn listener(&self, entry: u32, field: usize, by: u64) {
-        bump(self.stats.listener_base(self.worker, entry as usize, field), by);
+        bump(
+            self.stats.listener_base(self.worker, entry as usize, field),
+            by,
+        );
     }
 
     /// Add to a counter of a backend.
     #[inline]
     pub fn backend(&self, entry: u32, field: usize, by: u64) {
-        bump(self.stats.backend_base(self.worker, entry as usize, field), by);
+        bump(
+            self.stats.backend_base(self.worker, entry as usize, field),
+            by,
+        );
     }
 
     /// The live tunnels of an entry.
@@ -265,7 +343,11 @@ mod tests {
     fn slots_fill_whole_cache_lines() {
         assert_eq!(size_of::<Header>(), 128);
         assert_eq!(size_of::<Entry>(), 256);
-        for size in [size_of::<WorkerSlot>(), size_of::<ListenerSlot>(), size_of::<BackendSlot>()] {
+        for size in [
+            size_of::<WorkerSlot>(),
+            size_of::<ListenerSlot>(),
+            size_of::<BackendSlot>(),
+        ] {
             assert_eq!(size, 128);
         }
     }
@@ -276,8 +358,18 @@ mod tests {
         let counters = Counters::new(&stats, 1);
         counters.backend(9, field!(BackendSlot, opened), 5);
         stats.describe(9, Kind::Backend, 1, "pool", "näme", "127.0.0.1:1");
-        assert_eq!(stats.backend_base(1, 9, field!(BackendSlot, opened)).load(Ordering::Relaxed), 0);
+        assert_eq!(
+            stats
+                .backend_base(1, 9, field!(BackendSlot, opened))
+                .load(Ordering::Relaxed),
+            0
+        );
         counters.backend(9, field!(BackendSlot, opened), 2);
-        assert_eq!(stats.backend_base(1, 9, field!(BackendSlot, opened)).load(Ordering::Relaxed), 2);
+        assert_eq!(
+            stats
+                .backend_base(1, 9, field!(BackendSlot, opened))
+                .load(Ordering::Relaxed),
+            2
+        );
     }
 }

@@ -21,7 +21,10 @@ pub fn take_private_table(keep: &[RawFd]) -> io::Result<()> {
     // SAFETY: the caller is a thread that the engine has just started; it owns no descriptor yet
     // except those in `keep`, and hands none of its own to other threads by number.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES)? };
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    let mut keep: Vec<u32> = keep
+        .iter()
+        .filter_map(|fd| u32::try_from(*fd).ok())
+        .collect();
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep {
@@ -77,7 +80,11 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: only called on a table that no other thread shares, and only over numbers that no
     // owned descriptor of this thread has.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// All signals blocked on this thread until dropped; threads started meanwhile keep them blocked.
@@ -89,7 +96,7 @@ pub struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
     /// Block them.
-    pub fn new() -> SignalsBlocked {
+    pub fn begin() -> SignalsBlocked {
         // SAFETY: sigfillset initialises the first set, pthread_sigmask the second; both pointers
         // are to live locals.
         unsafe {
@@ -105,7 +112,9 @@ impl SignalsBlocked {
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: the set came from pthread_sigmask.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+        };
     }
 }
 
@@ -120,7 +129,11 @@ fn set_int(fd: impl AsFd, level: libc::c_int, option: libc::c_int, value: u32) -
             size_of::<u32>() as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// From linux/in.h (Linux 6.3); not in libc yet on every target.
@@ -131,7 +144,12 @@ const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
 /// Also useful with the system's own range: a plain connect looks at every second port first, and
 /// gets slow when those are taken.
 pub fn set_local_port_range(fd: impl AsFd, low: u16, high: u16) -> io::Result<()> {
-    set_int(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, u32::from(high) << 16 | u32::from(low))
+    set_int(
+        fd,
+        libc::IPPROTO_IP,
+        IP_LOCAL_PORT_RANGE,
+        u32::from(high) << 16 | u32::from(low),
+    )
 }
 
 /// Leave the choice of a port to `connect`, which knows the destination: the same port may then
@@ -176,16 +194,22 @@ impl SharedMemory {
                 0,
             )?
         };
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let start = NonNull::new(start.cast())
+            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         Ok(SharedMemory { start, length })
     }
 
     /// The 64-bit counter at `offset`; an offset outside or misaligned gets the last one, so that
     /// a mistake can spoil a figure but not memory.
     pub fn counter(&self, offset: usize) -> &AtomicU64 {
-        let in_bounds = offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.length);
+        let in_bounds =
+            offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.length);
         debug_assert!(in_bounds, "counter at {offset} of {}", self.length);
-        let offset = if in_bounds { offset } else { (self.length - 8) & !7 };
+        let offset = if in_bounds {
+            offset
+        } else {
+            (self.length - 8) & !7
+        };
         // SAFETY: in bounds and aligned (the mapping starts on a page), alive as long as `self`;
         // any bit pattern is a valid u64, and every access in this process is atomic.
         unsafe { &*self.start.as_ptr().add(offset).cast::<AtomicU64>() }
@@ -193,9 +217,14 @@ impl SharedMemory {
 
     /// The 32-bit word at `offset`, bounded as `counter`.
     pub fn word(&self, offset: usize) -> &AtomicU32 {
-        let in_bounds = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= self.length);
+        let in_bounds =
+            offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= self.length);
         debug_assert!(in_bounds, "word at {offset} of {}", self.length);
-        let offset = if in_bounds { offset } else { (self.length - 4) & !3 };
+        let offset = if in_bounds {
+            offset
+        } else {
+            (self.length - 4) & !3
+        };
         // SAFETY: as in `counter`, for four bytes.
         unsafe { &*self.start.as_ptr().add(offset).cast::<AtomicU32>() }
     }
@@ -220,7 +249,8 @@ mod tests {
         let (kept_fd, other_fd) = (kept.as_raw_fd(), other.as_raw_fd());
         std::thread::spawn(move || {
             take_private_table(&[kept_fd]).unwrap();
-            let valid = |fd: RawFd| std::fs::read_link(format!("/proc/thread-self/fd/{fd}")).is_ok();
+            let valid =
+                |fd: RawFd| std::fs::read_link(format!("/proc/thread-self/fd/{fd}")).is_ok();
             assert!(valid(kept_fd) && !valid(other_fd) && valid(0) && valid(2));
         })
         .join()
@@ -234,7 +264,9 @@ mod tests {
         let file = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, 4096).unwrap();
         let memory = SharedMemory::map(&file, 4096).unwrap();
-        memory.counter(8).store(0x0102_0304_0506_0708, std::sync::atomic::Ordering::Relaxed);
+        memory
+            .counter(8)
+            .store(0x0102_0304_0506_0708, std::sync::atomic::Ordering::Relaxed);
         let mut bytes = [0; 8];
         rustix::io::pread(&file, &mut bytes, 8).unwrap();
         assert_eq!(u64::from_ne_bytes(bytes), 0x0102_0304_0506_0708);

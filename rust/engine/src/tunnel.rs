@@ -110,13 +110,18 @@ impl Tunnel {
 
     /// When it will have been quiet for too long, if nothing happens until then.
     pub fn quiet_until(&self) -> Option<Tick> {
-        let ms = if self.half_closed() { self.half_closed_ms } else { self.idle_ms };
+        let ms = if self.half_closed() {
+            self.half_closed_ms
+        } else {
+            self.idle_ms
+        };
         (ms > 0).then(|| self.active_at + Duration::from_millis(u64::from(ms)))
     }
 
     /// When first bytes that look like the beginning of a PROXY header are let through after all.
     pub fn guarded_until(&self) -> Option<Tick> {
-        self.guarded.then(|| self.accepted_at + Duration::from_millis(u64::from(self.guard_ms)))
+        self.guarded
+            .then(|| self.accepted_at + Duration::from_millis(u64::from(self.guard_ms)))
     }
 
     /// When its timer is due.

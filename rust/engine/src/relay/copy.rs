@@ -29,10 +29,17 @@ pub(super) fn step(
         Ok((_, 0)) => return Step::End,
         Ok((_, received)) => received,
         Err(Errno::AGAIN) => return Step::Empty,
-        Err(Errno::INTR) => return Step::Moved { bytes: 0, drained: false },
+        Err(Errno::INTR) => {
+            return Step::Moved {
+                bytes: 0,
+                drained: false,
+            };
+        }
         Err(_) => return Step::Failed,
     };
-    let Some(bytes) = tools.scratch.get(..received) else { return Step::Failed };
+    let Some(bytes) = tools.scratch.get(..received) else {
+        return Step::Failed;
+    };
     let sent = match send(receiver, bytes) {
         Ok(sent) => sent,
         Err(Errno::AGAIN) => 0,
@@ -43,5 +50,8 @@ pub(super) fn step(
     if let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
         flow.pending = Pending::Copied(Leftover::new(rest));
     }
-    Step::Moved { bytes: received, drained: received < room }
+    Step::Moved {
+        bytes: received,
+        drained: received < room,
+    }
 }

@@ -49,7 +49,10 @@ pub struct Leftover {
 impl Leftover {
     /// Keep a copy of `bytes`.
     pub fn new(bytes: &[u8]) -> Box<Leftover> {
-        Box::new(Leftover { bytes: bytes.into(), sent: 0 })
+        Box::new(Leftover {
+            bytes: bytes.into(),
+            sent: 0,
+        })
     }
 
     fn rest(&self) -> &[u8] {
@@ -201,7 +204,11 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
 /// Send a few bytes that must go at once; an error if they do not.
 pub fn send_all(receiver: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     let sent = copy::send(receiver.as_fd(), bytes)?;
-    if sent == bytes.len() { Ok(()) } else { Err(Errno::AGAIN) }
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::AGAIN)
+    }
 }
 
 fn finish(flow: &mut Flow, receiver: BorrowedFd<'_>) -> Outcome {

@@ -39,7 +39,10 @@ pub(super) fn step(
         }
         Err(Errno::INTR) => {
             tools.pipes.give_back(pipe);
-            return Step::Moved { bytes: 0, drained: false };
+            return Step::Moved {
+                bytes: 0,
+                drained: false,
+            };
         }
         Err(Errno::INVAL) => {
             // A kind of socket that cannot be spliced: copy it, and do not ask again soon.
@@ -69,7 +72,10 @@ pub(super) fn step(
     } else {
         tools.pipes.give_back(pipe);
     }
-    Step::Moved { bytes: filled, drained: false }
+    Step::Moved {
+        bytes: filled,
+        drained: false,
+    }
 }
 
 /// Move what the pipe holds to the receiver until it takes no more; how much went.

@@ -42,8 +42,12 @@ impl Worker {
 
     /// False when there is nothing more to accept, or no room.
     fn accept_one(&mut self, socket: u32) -> bool {
-        let Some(listening) = self.listening.get(&socket) else { return false };
-        let Some(front) = listening.front.clone() else { return false };
+        let Some(listening) = self.listening.get(&socket) else {
+            return false;
+        };
+        let Some(front) = listening.front.clone() else {
+            return false;
+        };
         if !self.has_room() {
             self.pause_accepting("its open files are used up (see ulimit -n)");
             return false;
@@ -52,7 +56,9 @@ impl Worker {
             Ok((client, peer)) => {
                 if self.pause_told {
                     self.pause_told = false;
-                    self.shared.outbox.tell(Event::AcceptResumed { worker: self.index });
+                    self.shared
+                        .outbox
+                        .tell(Event::AcceptResumed { worker: self.index });
                 }
                 self.admit(front, client, peer);
                 true
@@ -68,8 +74,16 @@ impl Worker {
             }
             // Errors of the connection itself (accept(2)): it died in the queue. The next one.
             Err(
-                Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::NETDOWN | Errno::NOPROTOOPT
-                | Errno::HOSTDOWN | Errno::NONET | Errno::HOSTUNREACH | Errno::OPNOTSUPP | Errno::NETUNREACH
+                Errno::INTR
+                | Errno::CONNABORTED
+                | Errno::PROTO
+                | Errno::NETDOWN
+                | Errno::NOPROTOOPT
+                | Errno::HOSTDOWN
+                | Errno::NONET
+                | Errno::HOSTUNREACH
+                | Errno::OPNOTSUPP
+                | Errno::NETUNREACH
                 | Errno::PERM,
             ) => true,
             Err(error) => {
@@ -90,7 +104,10 @@ impl Worker {
         if !self.pause_told {
             self.pause_told = true;
             self.counters.worker(field!(WorkerSlot, accept_pauses), 1);
-            self.shared.outbox.tell(Event::AcceptPaused { worker: self.index, message: why.to_owned() });
+            self.shared.outbox.tell(Event::AcceptPaused {
+                worker: self.index,
+                message: why.to_owned(),
+            });
         }
     }
 
@@ -106,7 +123,10 @@ impl Worker {
         for (socket, listening) in &mut self.listening {
             if !listening.watched && listening.front.is_some() {
                 let token = Token::Listener(*socket);
-                listening.watched = self.poller.add_level(&listening.socket, token, listening.shared).is_ok();
+                listening.watched = self
+                    .poller
+                    .add_level(&listening.socket, token, listening.shared)
+                    .is_ok();
             }
         }
     }
@@ -115,16 +135,24 @@ impl Worker {
         let listener = &front.listener;
         let entry = &front.entry;
         self.counters.worker(field!(WorkerSlot, accepted), 1);
-        self.counters.listener(entry.index(), field!(ListenerSlot, accepted), 1);
+        self.counters
+            .listener(entry.index(), field!(ListenerSlot, accepted), 1);
         if !ListenerEntry::take(entry.live(), listener.max_connections) {
             self.refuse(&front, client, peer, Reason::ListenerFull);
             return;
         }
         // A Unix socket's permissions are its list of trusted peers.
-        let trusted = peer.is_none_or(|peer| listener.trusted.iter().any(|network| network.contains(peer.ip())));
+        let trusted = peer.is_none_or(|peer| {
+            listener
+                .trusted
+                .iter()
+                .any(|network| network.contains(peer.ip()))
+        });
         let announced = listener.accept_proxy.is_some() && trusted;
         let mut counted = false;
-        if let (false, Some(peer), most @ 1..) = (announced, peer, listener.max_connections_per_source) {
+        if let (false, Some(peer), most @ 1..) =
+            (announced, peer, listener.max_connections_per_source)
+        {
             if !entry.enter(peer.ip(), most) {
                 entry.live().fetch_sub(1, Ordering::Relaxed);
                 self.refuse(&front, client, peer.into(), Reason::SourceFull);
@@ -146,7 +174,11 @@ impl Worker {
         let generation = self.generation;
         let opening = Opening {
             front: Arc::clone(&front),
-            phase: if turn == Turn::Now { Phase::Dialing } else { Phase::Queued },
+            phase: if turn == Turn::Now {
+                Phase::Dialing
+            } else {
+                Phase::Queued
+            },
             announced,
             destination: None,
             tried: Vec::new(),
@@ -182,7 +214,8 @@ impl Worker {
         match turn {
             Turn::Now => self.begin(slot),
             Turn::Wait(until) => {
-                self.counters.listener(entry.index(), field!(ListenerSlot, queued), 1);
+                self.counters
+                    .listener(entry.index(), field!(ListenerSlot, queued), 1);
                 self.wheel.set(slot, self.now + listener.queue_timeout);
                 self.admit_at = Some(self.admit_at.map_or(until, |at| at.min(until)));
                 if let Some(listening) = self.listening.get_mut(&front.socket) {
@@ -195,9 +228,14 @@ impl Worker {
 
     /// Whether `accept_rate` has room for one more.
     fn ask_for_a_turn(&self, front: &Front) -> Turn {
-        let Some(rate) = &front.listener.accept_rate else { return Turn::Now };
+        let Some(rate) = &front.listener.accept_rate else {
+            return Turn::Now;
+        };
         // Whoever waits longer goes first.
-        let queue_stands = self.listening.get(&front.socket).is_some_and(|listening| !listening.waiting.is_empty());
+        let queue_stands = self
+            .listening
+            .get(&front.socket)
+            .is_some_and(|listening| !listening.waiting.is_empty());
         let until = match (queue_stands, self.admit_at) {
             (true, Some(at)) => at,
             _ => match front.entry.admit(rate, self.now) {
@@ -206,7 +244,11 @@ impl Worker {
             },
         };
         let most = front.listener.accept_queue;
-        if most > 0 && ListenerEntry::take(front.entry.queued(), most) { Turn::Wait(until) } else { Turn::Never }
+        if most > 0 && ListenerEntry::take(front.entry.queued(), most) {
+            Turn::Wait(until)
+        } else {
+            Turn::Never
+        }
     }
 
     /// Let in those whose turn it is.
@@ -215,13 +257,22 @@ impl Worker {
         let sockets: Vec<u32> = self.listening.keys().copied().collect();
         for socket in sockets {
             while let Some(listening) = self.listening.get_mut(&socket) {
-                let Some((slot, generation)) = listening.waiting.front().copied() else { break };
-                if self.tunnels.get(slot as usize).is_none_or(|tunnel| tunnel.generation != generation) {
+                let Some((slot, generation)) = listening.waiting.front().copied() else {
+                    break;
+                };
+                if self
+                    .tunnels
+                    .get(slot as usize)
+                    .is_none_or(|tunnel| tunnel.generation != generation)
+                {
                     listening.waiting.pop_front();
                     continue;
                 }
                 // A reload may have lifted the limit.
-                let rate = listening.front.as_ref().and_then(|front| front.listener.accept_rate.as_ref());
+                let rate = listening
+                    .front
+                    .as_ref()
+                    .and_then(|front| front.listener.accept_rate.as_ref());
                 let entry = listening.front.as_ref().map(|front| &front.entry);
                 if let (Some(rate), Some(entry)) = (rate, entry)
                     && let Err(until) = entry.admit(rate, self.now)

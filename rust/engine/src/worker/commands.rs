@@ -38,7 +38,10 @@ impl Worker {
                 Command::StopAccepting => self.stop_accepting(),
                 Command::Finish(deadline) => {
                     self.stop_accepting();
-                    self.finish_at = Some(self.finish_at.map_or(deadline, |before| before.min(deadline)));
+                    self.finish_at = Some(
+                        self.finish_at
+                            .map_or(deadline, |before| before.min(deadline)),
+                    );
                 }
                 Command::Panic => self.sabotaged = true,
             }
@@ -52,11 +55,17 @@ impl Worker {
 
     /// Make the wanted deployment the running one.
     pub(super) fn install(&mut self) {
-        let Some(deployment) = self.deployment.clone().filter(|wanted| wanted.generation > self.installed) else {
+        let Some(deployment) = self
+            .deployment
+            .clone()
+            .filter(|wanted| wanted.generation > self.installed)
+        else {
             return;
         };
         for front in &deployment.fronts {
-            let Some(listening) = self.listening.get_mut(&front.socket) else { continue };
+            let Some(listening) = self.listening.get_mut(&front.socket) else {
+                continue;
+            };
             if matches!(front.listener.bind, Endpoint::Tcp(_)) {
                 // For the connections accepted from now on. Cannot fail on a listening socket.
                 let _ = socket::tune(&listening.socket, &front.pool.planned.dialing.timeouts);
@@ -65,11 +74,24 @@ impl Worker {
             listening.front = Some(Arc::clone(front));
             if !listening.watched && self.resume_at.is_none() {
                 let token = Token::Listener(front.socket);
-                listening.watched = self.poller.add_level(&listening.socket, token, listening.shared).is_ok();
+                listening.watched = self
+                    .poller
+                    .add_level(&listening.socket, token, listening.shared)
+                    .is_ok();
             }
         }
-        let wanted = |socket: &u32| deployment.fronts.iter().any(|front| front.socket == *socket);
-        let gone: Vec<u32> = self.listening.keys().copied().filter(|socket| !wanted(socket)).collect();
+        let wanted = |socket: &u32| {
+            deployment
+                .fronts
+                .iter()
+                .any(|front| front.socket == *socket)
+        };
+        let gone: Vec<u32> = self
+            .listening
+            .keys()
+            .copied()
+            .filter(|socket| !wanted(socket))
+            .collect();
         for socket in gone {
             self.stop_listening(socket);
         }
@@ -77,8 +99,11 @@ impl Worker {
             self.close_orphans();
         }
         self.installed = deployment.generation;
-        self.counters.gauge(field!(WorkerSlot, generation), deployment.generation);
-        self.shared.progress.applied(self.index, deployment.generation);
+        self.counters
+            .gauge(field!(WorkerSlot, generation), deployment.generation);
+        self.shared
+            .progress
+            .applied(self.index, deployment.generation);
     }
 
     fn stop_accepting(&mut self) {
@@ -93,7 +118,9 @@ impl Worker {
     /// Serve what waits in the kernel's queue, then close: whoever was let in is not thrown out.
     fn stop_listening(&mut self, socket: u32) {
         self.drain_accept_queue(socket);
-        let Some(listening) = self.listening.remove(&socket) else { return };
+        let Some(listening) = self.listening.remove(&socket) else {
+            return;
+        };
         if listening.watched {
             let _ = self.poller.remove(&listening.socket);
         }
@@ -106,7 +133,9 @@ impl Worker {
 
     fn close_orphans(&mut self) {
         for slot in self.slots() {
-            let Some(tunnel) = self.tunnels.get(slot as usize) else { continue };
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                continue;
+            };
             let reason = match tunnel.entry.as_ref().map(|entry| entry.fate()) {
                 Some(Fate::Removed) => Reason::BackendRemoved,
                 Some(Fate::Down) => Reason::BackendDown,

@@ -23,17 +23,23 @@ pub enum How {
 
 /// Now, for people: the only use of the wall clock.
 pub fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 impl Worker {
     pub(super) fn is_current(&self, slot: u32, generation: u32) -> bool {
-        self.tunnels.get(slot as usize).is_some_and(|tunnel| tunnel.generation == generation)
+        self.tunnels
+            .get(slot as usize)
+            .is_some_and(|tunnel| tunnel.generation == generation)
     }
 
     /// Close the sockets and the books of a tunnel.
     pub(super) fn end(&mut self, slot: u32, reason: Reason, how: How) {
-        let Some(mut tunnel) = self.tunnels.try_remove(slot as usize) else { return };
+        let Some(mut tunnel) = self.tunnels.try_remove(slot as usize) else {
+            return;
+        };
         self.wheel.cancel(slot);
         self.sockets -= 1 + usize::from(tunnel.backend.is_some());
         let listener = tunnel.listener.index();
@@ -47,11 +53,14 @@ impl Worker {
         let opened = match &tunnel.opening {
             None => {
                 self.counters.worker(field!(WorkerSlot, closed), 1);
-                self.counters.listener(listener, field!(ListenerSlot, closed), 1);
+                self.counters
+                    .listener(listener, field!(ListenerSlot, closed), 1);
                 if let Some(entry) = &tunnel.entry {
-                    self.counters.backend(entry.index(), field!(BackendSlot, closed), 1);
+                    self.counters
+                        .backend(entry.index(), field!(BackendSlot, closed), 1);
                     if reason == Reason::BackendReset {
-                        self.counters.backend(entry.index(), field!(BackendSlot, resets), 1);
+                        self.counters
+                            .backend(entry.index(), field!(BackendSlot, resets), 1);
                     }
                 }
                 true
@@ -114,7 +123,10 @@ impl Worker {
             | Reason::ProxyUnexpected
             | Reason::ProxyLocal
             | Reason::ProxyTimeout => field!(ListenerSlot, refused_proxy),
-            Reason::NoBackend | Reason::ConnectFailed | Reason::PortsExhausted | Reason::OutOfResources => {
+            Reason::NoBackend
+            | Reason::ConnectFailed
+            | Reason::PortsExhausted
+            | Reason::OutOfResources => {
                 field!(ListenerSlot, refused_no_backend)
             }
             _ => return,

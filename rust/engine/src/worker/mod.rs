@@ -183,7 +183,9 @@ impl Worker {
             std::thread::sleep(pause);
             pause = (pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE);
             self.counters.worker(field!(WorkerSlot, restarts), 1);
-            self.shared.outbox.tell(Event::WorkerRestarted { worker: self.index });
+            self.shared
+                .outbox
+                .tell(Event::WorkerRestarted { worker: self.index });
         }
     }
 
@@ -194,7 +196,9 @@ impl Worker {
         self.now = self.shared.clock.now();
         for slot in self.slots() {
             // Whatever was half done when it panicked may panic again.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.end(slot, Reason::WorkerPanic, ending::How::Abort)));
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                self.end(slot, Reason::WorkerPanic, ending::How::Abort)
+            }));
         }
         self.tunnels = Slab::new();
         self.wheel = Wheel::new(self.now);
@@ -206,7 +210,11 @@ impl Worker {
         for listening in self.listening.values_mut() {
             listening.waiting.clear();
         }
-        self.shared.outbox.tell(Event::WorkerDied { worker: self.index, tunnels: lost, message });
+        self.shared.outbox.tell(Event::WorkerDied {
+            worker: self.index,
+            tunnels: lost,
+            message,
+        });
     }
 
     fn slots(&self) -> Vec<u32> {
@@ -223,11 +231,18 @@ impl Worker {
             let ready = self.poller.wait(timeout)?.len();
             self.now = self.shared.clock.now();
             self.counters.worker(field!(WorkerSlot, wakeups), 1);
-            self.counters.worker(field!(WorkerSlot, events), ready as u64);
+            self.counters
+                .worker(field!(WorkerSlot, events), ready as u64);
             for index in 0..ready {
-                let Some(event) = self.poller.event(index) else { break };
+                let Some(event) = self.poller.event(index) else {
+                    break;
+                };
                 match Token::of(&event) {
-                    Token::Tunnel { slot, generation, side } => self.on_tunnel(slot, generation, side, event.flags),
+                    Token::Tunnel {
+                        slot,
+                        generation,
+                        side,
+                    } => self.on_tunnel(slot, generation, side, event.flags),
                     Token::Listener(socket) => self.on_listener(socket),
                     Token::Control => self.on_command()?,
                 }
@@ -253,8 +268,18 @@ impl Worker {
         if !self.backlog.is_empty() {
             return Some(Duration::ZERO);
         }
-        let times = [self.wheel.next(), self.admit_at, self.resume_at, self.tell_at, self.finish_at];
-        times.into_iter().flatten().min().map(|next| next.since(self.now))
+        let times = [
+            self.wheel.next(),
+            self.admit_at,
+            self.resume_at,
+            self.tell_at,
+            self.finish_at,
+        ];
+        times
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|next| next.since(self.now))
     }
 
     fn fire_timers(&mut self) {
@@ -290,11 +315,16 @@ impl Worker {
     fn publish(&mut self) {
         let copied = std::mem::take(&mut self.tools.copied);
         let spliced = std::mem::take(&mut self.tools.spliced);
-        self.counters.worker(field!(WorkerSlot, bytes_copied), copied);
-        self.counters.worker(field!(WorkerSlot, bytes_spliced), spliced);
-        self.counters.gauge(field!(WorkerSlot, descriptors), self.descriptors() as u64);
-        self.counters.gauge(field!(WorkerSlot, pipes), self.tools.pipes.made() as u64);
-        self.counters.gauge(field!(WorkerSlot, waiting), self.opening as u64);
+        self.counters
+            .worker(field!(WorkerSlot, bytes_copied), copied);
+        self.counters
+            .worker(field!(WorkerSlot, bytes_spliced), spliced);
+        self.counters
+            .gauge(field!(WorkerSlot, descriptors), self.descriptors() as u64);
+        self.counters
+            .gauge(field!(WorkerSlot, pipes), self.tools.pipes.made() as u64);
+        self.counters
+            .gauge(field!(WorkerSlot, waiting), self.opening as u64);
     }
 
     /// Descriptors in use: sockets, pipes, listeners, and the few of the worker itself.
@@ -304,7 +334,8 @@ impl Worker {
 
     /// Whether a tunnel's two sockets would still fit. Some are kept back for pipes and commands.
     fn has_room(&self) -> bool {
-        let most = usize::try_from(self.shared.most_files.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let most =
+            usize::try_from(self.shared.most_files.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         // Every opening connection will want a second socket.
         self.descriptors() + self.opening + 2 + 16 <= most
     }
@@ -319,6 +350,9 @@ impl Worker {
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("panic without a message").to_owned()
 }

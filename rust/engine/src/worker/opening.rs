@@ -41,15 +41,23 @@ enum Attempt {
 impl Worker {
     /// It is this connection's turn.
     pub(super) fn begin(&mut self, slot: u32) {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-        let Some(opening) = &mut tunnel.opening else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(opening) = &mut tunnel.opening else {
+            return;
+        };
         if !opening.announced {
             self.dial(slot);
             return;
         }
         opening.phase = Phase::Header;
         let timeout = opening.front.listener.proxy_timeout;
-        let token = Token::Tunnel { slot, generation: tunnel.generation, side: Side::Client };
+        let token = Token::Tunnel {
+            slot,
+            generation: tunnel.generation,
+            side: Side::Client,
+        };
         tunnel.watched = true;
         if self.poller.add_tunnel(&tunnel.client, token).is_err() {
             self.end(slot, Reason::OutOfResources, How::Abort);
@@ -59,7 +67,9 @@ impl Worker {
     }
 
     pub(super) fn on_opening(&mut self, slot: u32, side: Side, flags: EventFlags) {
-        let Some(tunnel) = self.tunnels.get(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
         let phase = tunnel.opening.as_ref().map(|opening| opening.phase);
         match (phase, side) {
             (Some(Phase::Header), Side::Client) => self.read_header(slot, flags),
@@ -76,7 +86,9 @@ impl Worker {
 
     /// A deadline of the opening has passed.
     pub(super) fn opening_late(&mut self, slot: u32) {
-        let Some(tunnel) = self.tunnels.get(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
         match tunnel.opening.as_ref().map(|opening| opening.phase) {
             Some(Phase::Queued) => self.end(slot, Reason::RateLimited, How::Abort),
             Some(Phase::Header) => self.end(slot, Reason::ProxyTimeout, How::Abort),
@@ -91,16 +103,30 @@ impl Worker {
     /// A trusted peer is to say whom it brings. The header is only peeked at until it is complete, so
     /// that not one byte after it is taken from the stream.
     fn read_header(&mut self, slot: u32, flags: EventFlags) {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-        let Some(opening) = &mut tunnel.opening else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(opening) = &mut tunnel.opening else {
+            return;
+        };
         let listener = &opening.front.listener;
-        let Some(accept) = listener.accept_proxy else { return };
-        let window = self.tools.scratch.get_mut(..proxy::MAX_HEADER).unwrap_or_default();
-        let (parsed, ended) = match rustix::net::recv(&tunnel.client, &mut *window, RecvFlags::PEEK) {
+        let Some(accept) = listener.accept_proxy else {
+            return;
+        };
+        let window = self
+            .tools
+            .scratch
+            .get_mut(..proxy::MAX_HEADER)
+            .unwrap_or_default();
+        let (parsed, ended) = match rustix::net::recv(&tunnel.client, &mut *window, RecvFlags::PEEK)
+        {
             Ok((_, 0)) => (Parsed::Incomplete, true),
             Ok((_, got)) => {
                 let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-                (proxy::parse(window.get(..got).unwrap_or_default(), accept), ended)
+                (
+                    proxy::parse(window.get(..got).unwrap_or_default(), accept),
+                    ended,
+                )
             }
             Err(Errno::AGAIN | Errno::INTR) => (Parsed::Incomplete, false),
             Err(_) => return self.end(slot, Reason::ClientGone, How::Abort),
@@ -108,11 +134,14 @@ impl Worker {
         let (consumed, origin) = match parsed {
             Parsed::Header { consumed, origin } => (consumed, origin),
             Parsed::Incomplete if !ended => return,
-            Parsed::Incomplete | Parsed::Invalid(_) => return self.end(slot, Reason::ProxyInvalid, How::Abort),
+            Parsed::Incomplete | Parsed::Invalid(_) => {
+                return self.end(slot, Reason::ProxyInvalid, How::Abort);
+            }
         };
         // What was peeked is there to be taken.
         let header = self.tools.scratch.get_mut(..consumed).unwrap_or_default();
-        if !matches!(rustix::net::recv(&tunnel.client, header, RecvFlags::empty()), Ok((_, got)) if got == consumed) {
+        if !matches!(rustix::net::recv(&tunnel.client, header, RecvFlags::empty()), Ok((_, got)) if got == consumed)
+        {
             return self.end(slot, Reason::ProxyInvalid, How::Abort);
         }
         match origin {
@@ -120,7 +149,10 @@ impl Worker {
                 return self.end(slot, Reason::ProxyLocal, How::Clean);
             }
             Origin::Local | Origin::Unknown => {}
-            Origin::Proxied { source, destination } => {
+            Origin::Proxied {
+                source,
+                destination,
+            } => {
                 tunnel.proxied_by = tunnel.address.map(Box::new);
                 tunnel.address = Some(canonical(source));
                 opening.destination = Some(canonical(destination));
@@ -139,7 +171,9 @@ impl Worker {
 
     /// The backend under way is none: drop it and ask the next.
     pub(super) fn dial_elsewhere(&mut self, slot: u32) {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
         if tunnel.backend.take().is_some() {
             self.sockets -= 1;
         }
@@ -157,10 +191,17 @@ impl Worker {
     fn dial(&mut self, slot: u32) {
         loop {
             let entropy = self.entropy();
-            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-            let Some(opening) = &mut tunnel.opening else { return };
+            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                return;
+            };
+            let Some(opening) = &mut tunnel.opening else {
+                return;
+            };
             // A reload since it was accepted counts: its plan knows better who is up.
-            let newest = self.listening.get(&opening.front.socket).and_then(|listening| listening.front.clone());
+            let newest = self
+                .listening
+                .get(&opening.front.socket)
+                .and_then(|listening| listening.front.clone());
             let front = newest.unwrap_or_else(|| Arc::clone(&opening.front));
             let pool = Arc::clone(&front.pool);
             let dialing = &pool.planned.dialing;
@@ -178,19 +219,30 @@ impl Worker {
                 return self.end(slot, reason, How::Abort);
             };
             let from = match (dialing.transparent, tunnel.address, entry.endpoint.ip()) {
-                (true, Some(client), Some(to)) if client.is_ipv4() == to.is_ipv4() => From::Client(client.ip()),
+                (true, Some(client), Some(to)) if client.is_ipv4() == to.is_ipv4() => {
+                    From::Client(client.ip())
+                }
                 _ => From::Any,
             };
             match self.attempt(&pool, index, &entry, from) {
                 Attempt::UnderWay(backend, port) => {
-                    let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-                    let Some(opening) = &mut tunnel.opening else { return };
-                    let token = Token::Tunnel { slot, generation: tunnel.generation, side: Side::Backend };
+                    let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                        return;
+                    };
+                    let Some(opening) = &mut tunnel.opening else {
+                        return;
+                    };
+                    let token = Token::Tunnel {
+                        slot,
+                        generation: tunnel.generation,
+                        side: Side::Backend,
+                    };
                     if self.poller.add_tunnel(&backend, token).is_err() {
                         return self.end(slot, Reason::OutOfResources, How::Abort);
                     }
                     if !opening.tried.is_empty() {
-                        self.counters.backend(entry.index(), field!(BackendSlot, fallbacks), 1);
+                        self.counters
+                            .backend(entry.index(), field!(BackendSlot, fallbacks), 1);
                     }
                     opening.phase = Phase::Dialing;
                     opening.dialed_at = self.now;
@@ -210,9 +262,16 @@ impl Worker {
                     return;
                 }
                 Attempt::Failed => {
-                    let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-                    let Some(opening) = &mut tunnel.opening else { return };
-                    let full = pool.ways.get(usize::from(index)).is_some_and(|ways| ways.full(self.now));
+                    let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                        return;
+                    };
+                    let Some(opening) = &mut tunnel.opening else {
+                        return;
+                    };
+                    let full = pool
+                        .ways
+                        .get(usize::from(index))
+                        .is_some_and(|ways| ways.full(self.now));
                     opening.short_of_ports |= full;
                     // A backend that was not even asked does not count as one that refused.
                     tunnel.tries = tunnel.tries.saturating_add(u8::from(!full));
@@ -224,11 +283,20 @@ impl Worker {
     }
 
     /// Begin to connect to one backend, from whichever source has a port left.
-    fn attempt(&mut self, pool: &DeployedPool, index: u16, entry: &Arc<BackendEntry>, from: From) -> Attempt {
-        let Some(ways) = pool.ways.get(usize::from(index)) else { return Attempt::Failed };
+    fn attempt(
+        &mut self,
+        pool: &DeployedPool,
+        index: u16,
+        entry: &Arc<BackendEntry>,
+        from: From,
+    ) -> Attempt {
+        let Some(ways) = pool.ways.get(usize::from(index)) else {
+            return Attempt::Failed;
+        };
         let timeouts = &pool.planned.dialing.timeouts;
-        self.counters.backend(entry.index(), field!(BackendSlot, connects), 1);
-        for _ in 0..ways.len().max(1) {
+        self.counters
+            .backend(entry.index(), field!(BackendSlot, connects), 1);
+        for _ in 0..ways.attempts() {
             let (from, port) = match (from, ways.counted()) {
                 (From::Client(_), _) | (_, false) => (from, None),
                 _ => match ways.choose(self.now) {
@@ -262,8 +330,12 @@ impl Worker {
 
     /// The connect is decided.
     fn connected(&mut self, slot: u32, flags: EventFlags) {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
-        let Some(backend) = &tunnel.backend else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(backend) = &tunnel.backend else {
+            return;
+        };
         if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
             let error = match sockopt::socket_error(backend) {
                 Ok(Err(error)) | Err(error) => error.to_string(),
@@ -275,10 +347,14 @@ impl Worker {
         if !flags.contains(EventFlags::OUT) {
             return;
         }
-        let Some(opening) = tunnel.opening.take() else { return };
+        let Some(opening) = tunnel.opening.take() else {
+            return;
+        };
         let dialing = &opening.front.pool.planned.dialing;
         if let Some(version) = dialing.send_proxy {
-            let destination = opening.destination.or_else(|| socket::local_address(&tunnel.client));
+            let destination = opening
+                .destination
+                .or_else(|| socket::local_address(&tunnel.client));
             let header = proxy::encode(version, tunnel.address, destination);
             // A new connection's send buffer always has room for it.
             if relay::send_all(backend, header.as_slice()).is_err() {
@@ -292,10 +368,16 @@ impl Worker {
         tunnel.active_at = self.now;
         self.opening -= 1;
         self.counters.worker(field!(WorkerSlot, opened), 1);
-        self.counters.listener(tunnel.listener.index(), field!(ListenerSlot, opened), 1);
+        self.counters
+            .listener(tunnel.listener.index(), field!(ListenerSlot, opened), 1);
         if let Some(entry) = &tunnel.entry {
-            self.counters.backend(entry.index(), field!(BackendSlot, opened), 1);
-            self.counters.backend(entry.index(), field!(BackendSlot, connect_ns), took.as_nanos() as u64);
+            self.counters
+                .backend(entry.index(), field!(BackendSlot, opened), 1);
+            self.counters.backend(
+                entry.index(),
+                field!(BackendSlot, connect_ns),
+                took.as_nanos() as u64,
+            );
         }
         match tunnel.due() {
             Some(at) => self.wheel.set(slot, at),
@@ -305,7 +387,11 @@ impl Worker {
         if !tunnel.watched {
             tunnel.watched = true;
             // What the client has sent meanwhile makes an event of its own.
-            let token = Token::Tunnel { slot, generation, side: Side::Client };
+            let token = Token::Tunnel {
+                slot,
+                generation,
+                side: Side::Client,
+            };
             if self.poller.add_tunnel(&tunnel.client, token).is_err() {
                 return self.end(slot, Reason::OutOfResources, How::Abort);
             }
@@ -316,20 +402,26 @@ impl Worker {
     }
 
     fn note_failure(&mut self, slot: u32, message: &str) {
-        if let Some(entry) = self.tunnels.get(slot as usize).and_then(|tunnel| tunnel.entry.clone()) {
+        if let Some(entry) = self
+            .tunnels
+            .get(slot as usize)
+            .and_then(|tunnel| tunnel.entry.clone())
+        {
             self.fold_failure(&entry, message);
         }
     }
 
     fn fold_failure(&mut self, entry: &Arc<BackendEntry>, message: &str) {
-        self.counters.backend(entry.index(), field!(BackendSlot, connect_failures), 1);
+        self.counters
+            .backend(entry.index(), field!(BackendSlot, connect_failures), 1);
         let folded = self.folded(entry);
         folded.connects += 1;
         message.clone_into(&mut folded.message);
     }
 
     fn fold_exhaustion(&mut self, entry: &Arc<BackendEntry>) {
-        self.counters.backend(entry.index(), field!(BackendSlot, ports_exhausted), 1);
+        self.counters
+            .backend(entry.index(), field!(BackendSlot, ports_exhausted), 1);
         self.folded(entry).ports += 1;
     }
 
@@ -345,7 +437,9 @@ impl Worker {
 
     fn fold_source_failure(&mut self, pool: &Arc<str>, from: From, error: Errno) {
         self.tell_at.get_or_insert(self.now + FOLD);
-        let (From::Source(ip) | From::Client(ip)) = from else { return };
+        let (From::Source(ip) | From::Client(ip)) = from else {
+            return;
+        };
         let folded = self.source_failures.entry(Arc::clone(pool)).or_default();
         *folded = (folded.0 + 1, format!("{ip}: {error}"));
     }
@@ -355,18 +449,37 @@ impl Worker {
         self.tell_at = None;
         let worker = self.index;
         for (_, folded) in self.folded.drain() {
-            let (pool, backend) = (Arc::clone(&folded.entry.pool), Arc::clone(&folded.entry.name));
+            let (pool, backend) = (
+                Arc::clone(&folded.entry.pool),
+                Arc::clone(&folded.entry.name),
+            );
             if folded.ports > 0 {
                 let (pool, backend) = (Arc::clone(&pool), Arc::clone(&backend));
-                self.shared.outbox.tell(Event::PortsExhausted { worker, pool, backend, count: folded.ports });
+                self.shared.outbox.tell(Event::PortsExhausted {
+                    worker,
+                    pool,
+                    backend,
+                    count: folded.ports,
+                });
             }
             if folded.connects > 0 {
                 let (count, message) = (folded.connects, folded.message);
-                self.shared.outbox.tell(Event::ConnectFailed { worker, pool, backend, count, message });
+                self.shared.outbox.tell(Event::ConnectFailed {
+                    worker,
+                    pool,
+                    backend,
+                    count,
+                    message,
+                });
             }
         }
         for (pool, (count, message)) in self.source_failures.drain() {
-            self.shared.outbox.tell(Event::SourceFailed { worker, pool, count, message });
+            self.shared.outbox.tell(Event::SourceFailed {
+                worker,
+                pool,
+                count,
+                message,
+            });
         }
     }
 }
@@ -394,8 +507,19 @@ fn pick(
         Vec::new()
     } else {
         let was_tried = |entry: &BackendEntry| tried.contains(&entry.index());
-        (0_u16..).zip(&front.pool.backends).filter(|(_, entry)| was_tried(entry)).map(|(index, _)| index).collect()
+        (0_u16..)
+            .zip(&front.pool.backends)
+            .filter(|(_, entry)| was_tried(entry))
+            .map(|(index, _)| index)
+            .collect()
     };
-    let index = pool.pick(Draw { hash, entropy }, |index| front.pool.load(index), &tried)?;
-    Some((index, Arc::clone(front.pool.backends.get(usize::from(index))?)))
+    let index = pool.pick(
+        Draw { hash, entropy },
+        |index| front.pool.load(index),
+        &tried,
+    )?;
+    Some((
+        index,
+        Arc::clone(front.pool.backends.get(usize::from(index))?),
+    ))
 }

@@ -12,7 +12,9 @@ use crate::poller::{EventFlags, Side};
 use crate::relay::{Flow, Outcome, pump};
 use crate::stats::field;
 
-const ENDING: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
+const ENDING: EventFlags = EventFlags::RDHUP
+    .union(EventFlags::HUP)
+    .union(EventFlags::ERR);
 
 /// Remember what an event says about a flow's sender.
 pub(super) fn note(flow: &mut Flow, flags: EventFlags) {
@@ -42,7 +44,9 @@ impl Worker {
     /// One of a tunnel's sockets is ready for something.
     #[inline]
     pub(super) fn on_tunnel(&mut self, slot: u32, generation: u32, side: Side, flags: EventFlags) {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
         if tunnel.generation != generation {
             return;
         }
@@ -65,7 +69,9 @@ impl Worker {
             }
         }
         if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
-            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                return;
+            };
             if tunnel.flow_from(side.other()).blocked() {
                 self.drive(slot, side.other());
             }
@@ -74,8 +80,12 @@ impl Worker {
 
     /// Pump what `from` sends; false if that ended the tunnel.
     pub(super) fn drive(&mut self, slot: u32, from: Side) -> bool {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return false };
-        let Some(backend) = &tunnel.backend else { return true };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        let Some(backend) = &tunnel.backend else {
+            return true;
+        };
         let (flow, sender, receiver) = match from {
             Side::Client => (&mut tunnel.to_backend, &tunnel.client, backend),
             Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
@@ -87,10 +97,17 @@ impl Worker {
         tunnel.active_at = self.now;
         if moved > 0 {
             let (for_listener, for_backend) = match from {
-                Side::Client => (field!(ListenerSlot, bytes_in), field!(BackendSlot, bytes_to_backend)),
-                Side::Backend => (field!(ListenerSlot, bytes_out), field!(BackendSlot, bytes_to_client)),
+                Side::Client => (
+                    field!(ListenerSlot, bytes_in),
+                    field!(BackendSlot, bytes_to_backend),
+                ),
+                Side::Backend => (
+                    field!(ListenerSlot, bytes_out),
+                    field!(BackendSlot, bytes_to_client),
+                ),
             };
-            self.counters.listener(tunnel.listener.index(), for_listener, moved);
+            self.counters
+                .listener(tunnel.listener.index(), for_listener, moved);
             if let Some(entry) = &tunnel.entry {
                 self.counters.backend(entry.index(), for_backend, moved);
             }
@@ -157,7 +174,9 @@ impl Worker {
     /// Whether the client's first bytes are no PROXY header. One on a listener that expects none
     /// comes from a misconfigured proxy or from somebody who wants to be taken for another.
     fn may_pass(&mut self, slot: u32) -> bool {
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return false };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
         let mut first = [0; 16];
         let guess = match rustix::net::recv(&tunnel.client, &mut first, RecvFlags::PEEK) {
             Ok((_, 0)) => Guess::Not,
@@ -178,8 +197,16 @@ impl Worker {
                 return false;
             }
             Guess::Proxy => {
-                let reason = if tunnel.untrusted { Reason::ProxyUntrusted } else { Reason::ProxyUnexpected };
-                self.counters.listener(tunnel.listener.index(), field!(ListenerSlot, refused_proxy), 1);
+                let reason = if tunnel.untrusted {
+                    Reason::ProxyUntrusted
+                } else {
+                    Reason::ProxyUnexpected
+                };
+                self.counters.listener(
+                    tunnel.listener.index(),
+                    field!(ListenerSlot, refused_proxy),
+                    1,
+                );
                 self.end(slot, reason, How::Abort);
                 return false;
             }
@@ -191,7 +218,9 @@ impl Worker {
     /// The timer of an established tunnel.
     pub(super) fn quiet(&mut self, slot: u32) {
         let now = self.now;
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
         if tunnel.guarded_until().is_some_and(|at| at <= now) {
             tunnel.guarded = false;
             tunnel.to_backend.readable = true;
@@ -199,10 +228,16 @@ impl Worker {
                 return;
             }
         }
-        let Some(tunnel) = self.tunnels.get(slot as usize) else { return };
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
         match tunnel.quiet_until() {
             Some(at) if at <= now => {
-                let reason = if tunnel.half_closed() { Reason::HalfClosedTimeout } else { Reason::IdleTimeout };
+                let reason = if tunnel.half_closed() {
+                    Reason::HalfClosedTimeout
+                } else {
+                    Reason::IdleTimeout
+                };
                 self.end(slot, reason, How::Abort);
             }
             // Something happened since the timer was set: activity only notes the time.

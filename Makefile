@@ -1,0 +1,70 @@
+# pybalancer: build, test, try.
+#
+#   make demo     build, and watch it balance real WebSocket servers (FOR=10s to end by itself)
+#   make test     everything that CI checks
+#   make wheel    the wheel, in dist/
+#   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
+#   make build    the extension module, into this checkout
+#
+# Needs Python >= 3.11 with venv, a Rust toolchain and a C compiler.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+FOR    ?=
+RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: demo test wheel bench build fmt lint clean test-rust test-python docs
+
+demo: build
+	$(BIN)/pybalancer demo $(if $(FOR),--for $(FOR))
+
+# The development tools are those of pyproject.toml's group "dev".
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) tools/check_prerequisites.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	touch $@
+
+# Editable: Python files are used in place, the module is built into pybalancer/.
+$(VENV)/.built: $(VENV)/.ready $(RUST) pyproject.toml
+	. $(BIN)/activate && maturin develop --release --quiet
+	touch $@
+
+build: $(VENV)/.built
+
+test: lint test-rust test-python
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --release --quiet -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest pybalancer._core
+
+test-rust: build
+	cargo test --release --quiet
+
+test-python: build
+	$(BIN)/pytest
+
+wheel: $(VENV)/.ready
+	. $(BIN)/activate && maturin build --release --strip --out dist
+
+bench: build
+	cargo build --release --quiet -p pybalancer-bench
+	$(BIN)/python -m bench.wire
+	$(BIN)/pytest bench/micro
+
+docs: build
+	$(BIN)/python -m pybalancer.config.reference > docs/config.md
+
+fmt: $(VENV)/.ready
+	cargo fmt --all
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf target dist $(VENV) pybalancer/*.so
