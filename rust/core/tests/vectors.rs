@@ -19,7 +19,10 @@ fn hash(text: &str) -> u64 {
 
 fn bytes(value: &Value) -> Vec<u8> {
     let digits = text(value);
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 fn secret(value: &Value) -> Secret {
@@ -27,18 +30,29 @@ fn secret(value: &Value) -> Secret {
 }
 
 fn indexes(value: &Value) -> Vec<u16> {
-    value.as_array().unwrap().iter().map(|index| index.as_u64().unwrap() as u16).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|index| index.as_u64().unwrap() as u16)
+        .collect()
 }
 
 #[test]
 fn the_flow_hash_is_siphash_1_3() {
     let vectors = vectors(include_str!("../../../tests/vectors/siphash.json"));
-    let hasher = FlowHasher::new(&Secret::from_bytes(std::array::from_fn(|index| index as u8)));
+    let hasher = FlowHasher::new(&Secret::from_bytes(std::array::from_fn(|index| {
+        index as u8
+    })));
     let input: Vec<u8> = (0..64).collect();
     let expected = vectors["siphash-1-3"].as_array().unwrap();
     assert_eq!(expected.len(), 64);
     for (length, expected) in expected.iter().enumerate() {
-        assert_eq!(hasher.bytes(&input[..length]), hash(text(expected)), "{length} bytes");
+        assert_eq!(
+            hasher.bytes(&input[..length]),
+            hash(text(expected)),
+            "{length} bytes"
+        );
     }
 }
 
@@ -57,7 +71,11 @@ fn clients_hash_and_fall_into_slots_as_in_the_vectors() {
         assert_eq!(hashed, expected, "{flow}");
         assert_eq!(hasher.bytes(&bytes(&flow["bytes"])), expected, "{flow}");
         for (size, expected) in flow["slots"].as_object().unwrap() {
-            assert_eq!(u64::from(slot(hashed, size.parse().unwrap())), expected.as_u64().unwrap(), "{flow}");
+            assert_eq!(
+                u64::from(slot(hashed, size.parse().unwrap())),
+                expected.as_u64().unwrap(),
+                "{flow}"
+            );
         }
     }
 }
@@ -79,17 +97,34 @@ fn tables_are_those_of_the_vectors() {
         let every = vector["every"].as_u64().unwrap() as usize;
         let sampled: Vec<u16> = table.slots().iter().step_by(every).copied().collect();
         assert_eq!(sampled, indexes(&vector["slots"]), "{name}");
-        assert_eq!(format!("{:032x}", table.digest()), text(&vector["digest"]), "{name}");
+        assert_eq!(
+            format!("{:032x}", table.digest()),
+            text(&vector["digest"]),
+            "{name}"
+        );
 
         let counts = table.counts();
         for (index, expected) in vector["counts"].as_array().unwrap().iter().enumerate() {
             let count = counts.get(index).copied().unwrap_or(0);
-            assert_eq!(u64::from(count), expected.as_u64().unwrap(), "{name}: {}", backends[index].0);
+            assert_eq!(
+                u64::from(count),
+                expected.as_u64().unwrap(),
+                "{name}: {}",
+                backends[index].0
+            );
         }
         for (key, expected) in vector["walks"].as_object().unwrap() {
             let expected = indexes(expected);
-            assert_eq!(table.pick(hash(key)), expected.first().copied(), "{name}: {key}");
-            assert_eq!(table.walk(hash(key)).collect::<Vec<_>>(), expected, "{name}: {key}");
+            assert_eq!(
+                table.pick(hash(key)),
+                expected.first().copied(),
+                "{name}: {key}"
+            );
+            assert_eq!(
+                table.walk(hash(key)).collect::<Vec<_>>(),
+                expected,
+                "{name}: {key}"
+            );
         }
     }
 }
