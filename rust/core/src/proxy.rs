@@ -182,6 +182,8 @@ fn parse_binary(bytes: &[u8]) -> Step {
     };
     // Address lengths of UNSPEC, and of streams over INET, INET6, UNIX. Datagrams cannot have come here.
     let addresses_length = match family {
+        // LOCAL is valid whatever the family says and the block holds (section 2.2).
+        _ if local => 0,
         0x00 => 0,
         0x11 => 12,
         0x21 => 36,
@@ -197,7 +199,6 @@ fn parse_binary(bytes: &[u8]) -> Step {
         return Err(ProxyError::Length);
     }
     if local {
-        // The rest is to be skipped unread, whatever it says (section 2.2).
         return Ok((bytes.len() >= consumed).then_some((consumed, Origin::Local)));
     }
     if length < addresses_length {
@@ -234,9 +235,10 @@ where
     })
 }
 
-/// TLVs fill the rest exactly, and a checksum among them is right. `start` is where they begin.
+/// TLVs fill the rest exactly, and the checksum, if there is one, is right. `start` is where they begin.
 fn check_tlvs(mut tlvs: &[u8], header: &[u8], start: usize) -> Result<(), ProxyError> {
     let mut at = start;
+    let mut checked = false;
     while let Some((kind, rest)) = tlvs.split_first() {
         let (length, rest) = rest.split_first_chunk::<2>().ok_or(ProxyError::Tlv)?;
         let (value, rest) = rest
@@ -244,17 +246,15 @@ fn check_tlvs(mut tlvs: &[u8], header: &[u8], start: usize) -> Result<(), ProxyE
             .ok_or(ProxyError::Tlv)?;
         at += 3;
         if *kind == TYPE_CRC32C {
+            // A second one would make a header as costly to check as it has checksums.
+            if core::mem::replace(&mut checked, true) {
+                return Err(ProxyError::Tlv);
+            }
             let said: [u8; 4] = value.try_into().map_err(|_| ProxyError::Tlv)?;
             // Over the whole header with the checksum itself as zeros.
+            let own = at..at + 4;
             let crc = header.iter().enumerate().fold(!0, |crc, (place, byte)| {
-                crc32c_step(
-                    crc,
-                    if (at..at + 4).contains(&place) {
-                        0
-                    } else {
-                        *byte
-                    },
-                )
+                crc32c_step(crc, if own.contains(&place) { 0 } else { *byte })
             });
             if !crc != u32::from_be_bytes(said) {
                 return Err(ProxyError::Checksum);
@@ -492,6 +492,14 @@ mod tests {
                 origin: Origin::Local
             }
         );
+        // Neither its family nor its block counts.
+        assert_eq!(
+            parse(&binary(0x20, 0xff, &[0x03; 9]), Accept::Any),
+            Parsed::Header {
+                consumed: 25,
+                origin: Origin::Local
+            }
+        );
         // A TLV that claims more than there is.
         let mut body = std::vec![0; 12];
         body.extend([0x04, 0x00, 0xff, 0x00]);
@@ -539,6 +547,11 @@ mod tests {
             parse(&bytes, Accept::Any),
             Parsed::Header { consumed: 39, .. }
         ));
+        let mut twice = binary(0x21, 0x11, &[&bytes[16..], &bytes[28..35]].concat());
+        twice[31..35].fill(0);
+        let crc = !twice.iter().fold(!0, |crc, byte| crc32c_step(crc, *byte));
+        twice[31..35].copy_from_slice(&crc.to_be_bytes());
+        assert_eq!(parse(&twice, Accept::Any), Parsed::Invalid(ProxyError::Tlv));
         bytes[38] ^= 1;
         assert_eq!(
             parse(&bytes, Accept::Any),
