@@ -101,8 +101,9 @@ impl Wheel {
     /// When to call [`expire`](Wheel::expire) next: not later than the earliest timer, and after all
     /// that has been expired. May come before any timer is due, to re-file some.
     pub fn next(&self) -> Option<Tick> {
+        // Saturating: rounded up, the very last unit begins after the end of time.
         self.upcoming()
-            .map(|(_, deadline)| Tick(deadline << UNIT_SHIFT))
+            .map(|(_, deadline)| Tick(deadline.saturating_mul(1 << UNIT_SHIFT)))
     }
 
     /// Collect the ids whose time has come; they are no longer set.
@@ -259,6 +260,13 @@ mod tests {
     #[test]
     fn a_timer_costs_16_bytes() {
         assert_eq!(size_of::<Node>(), 16);
+    }
+
+    #[test]
+    fn the_end_of_time_is_not_its_beginning() {
+        let mut wheel = Wheel::new(Tick(u64::MAX - 1));
+        wheel.set(0, Tick(u64::MAX));
+        assert_eq!(wheel.next(), Some(Tick(u64::MAX)));
     }
 
     #[test]
