@@ -1,0 +1,168 @@
+"""What the admin interface answers: ``make_app``.
+
+GET  /livez    200 while the process runs.
+GET  /readyz   200 when a plan is applied and every listener is open, else 503 with the reasons.
+               Backends that are down do not make it unready: taking the balancer out of service
+               would not bring them back, and every other balancer sees the same.
+GET  /status   everything that ``pybalancer status`` shows.
+GET  /metrics  Prometheus text.
+GET  /explain  ?source=IP:PORT[&pool=NAME]: which backend a client gets, and why.
+POST /reload   read the file again and apply it: 200; 422 with every problem, and nothing changed.
+"""
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pybalancer.admin.guard import Guard, Policy
+from pybalancer.admin.replies import JSONReply, TextReply
+from pybalancer.errors import ConfigError, PybalancerError
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of request body that are read at all; no request needs one."""
+BODY_SECONDS = 5.0
+"""Time for a request's body to arrive."""
+ANSWER_SECONDS = 30.0
+"""Time for an answer; a reload that resolves names takes longest."""
+
+_log = logging.getLogger("pybalancer.admin")
+
+
+class Reportable(Protocol):
+    """Something that can say what it is as JSON."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Operable(Protocol):
+    """What the admin interface needs of a running balancer (``pybalancer.Balancer``)."""
+
+    def status(self) -> Reportable: ...
+    def explain(self, source: str, pool: str | None = None) -> Mapping[str, Any]: ...
+    def metrics(self) -> str: ...
+    async def reload(self) -> Any: ...
+
+
+_Endpoint = Callable[[Operable, Request], Awaitable[Response]]
+
+
+def make_app(balancer: Operable, policy: Policy) -> Guard:
+    """The ASGI application, behind its guard."""
+
+    def route(path: str, endpoint: _Endpoint, method: str = "GET") -> Route:
+        return Route(path, functools.partial(_answer, balancer, endpoint), methods=[method])
+
+    app = Starlette(
+        routes=[
+            route("/livez", _livez),
+            route("/readyz", _readyz),
+            route("/status", _status),
+            route("/metrics", _metrics),
+            route("/explain", _explain),
+            route("/reload", _reload, "POST"),
+        ],
+        exception_handlers={HTTPException: _http_error},
+    )
+    return Guard(app, policy)
+
+
+async def _answer(balancer: Operable, endpoint: _Endpoint, request: Request) -> Response:
+    try:
+        await _discard_body(request)
+        with trio.fail_after(ANSWER_SECONDS):
+            return await endpoint(balancer, request)
+    except HTTPException:
+        raise
+    except ConfigError as error:
+        return JSONReply({"error": str(error), "problems": _problems(error)}, status_code=422)
+    except trio.TooSlowError:
+        return JSONReply({"error": f"no answer within {ANSWER_SECONDS:g} s"}, status_code=503)
+    except PybalancerError as error:
+        return JSONReply({"error": str(error)}, status_code=503)
+    except Exception:
+        # Never let one request end the server, nor tell a client what is inside.
+        _log.exception("admin: %s failed", request.url.path)
+        return JSONReply({"error": "internal error; the log of the balancer says more"}, status_code=500)
+
+
+async def _livez(_balancer: Operable, _request: Request) -> Response:
+    return JSONReply({"live": True})
+
+
+async def _readyz(balancer: Operable, _request: Request) -> Response:
+    status = balancer.status().to_dict()
+    reasons = []
+    if not status["generation"]:
+        reasons.append("no plan is applied yet")
+    reasons += [
+        f"listener {listener['name']} is not open"
+        for listener in status["listeners"]
+        if not listener["bound"]
+    ]
+    down = [
+        pool["name"]
+        for pool in status["pools"]
+        if not any(backend["state"] == "up" for backend in pool["backends"])
+    ]
+    content = {"ready": not reasons, "reasons": reasons, "pools_down": down}
+    return JSONReply(content, status_code=503 if reasons else 200)
+
+
+async def _status(balancer: Operable, _request: Request) -> Response:
+    return JSONReply(balancer.status().to_dict())
+
+
+async def _metrics(balancer: Operable, _request: Request) -> Response:
+    from pybalancer.stats.collector import CONTENT_TYPE
+
+    return TextReply(balancer.metrics(), CONTENT_TYPE)
+
+
+async def _explain(balancer: Operable, request: Request) -> Response:
+    source = request.query_params.get("source")
+    if not source:
+        return JSONReply(
+            {"error": "give ?source=IP:PORT, and &pool=NAME where there are several"}, status_code=400
+        )
+    try:
+        return JSONReply(balancer.explain(source, request.query_params.get("pool")))
+    except (LookupError, ValueError) as error:
+        return JSONReply({"error": str(error.args[0]) if error.args else str(error)}, status_code=400)
+
+
+async def _reload(balancer: Operable, _request: Request) -> Response:
+    result = await balancer.reload()
+    return JSONReply(result.to_dict())
+
+
+async def _discard_body(request: Request) -> None:
+    """Read the body away. Unread, it would be taken for the next request on a kept connection."""
+    received = 0
+    with trio.move_on_after(BODY_SECONDS) as scope:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > BODY_LIMIT:
+                raise HTTPException(413, f"more than {BODY_LIMIT} bytes of body")
+    if scope.cancelled_caught:
+        raise HTTPException(408, f"the body took longer than {BODY_SECONDS:g} s")
+
+
+def _problems(error: ConfigError) -> list[dict[str, Any]]:
+    keys = ("file", "line", "column", "key", "message", "suggestion")
+    return [{key: getattr(problem, key) for key in keys} for problem in error.problems]
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code in (408, 413):
+        headers["connection"] = "close"
+    return JSONReply({"error": error.detail}, status_code=error.status_code, headers=headers)
