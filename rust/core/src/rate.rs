@@ -54,16 +54,24 @@ mod tests {
     use proptest::prelude::*;
     use std::vec::Vec;
 
+    /// Pauses in tenths of the interval: none, about one, or many.
+    fn pauses() -> impl Strategy<Value = Vec<u64>> {
+        prop::collection::vec(
+            prop_oneof![3 => Just(0), 4 => 1..20_u64, 1 => 0..1000_u64],
+            1..300,
+        )
+    }
+
     proptest! {
         #[test]
         fn no_window_admits_more_than_rate_and_burst(
-            rate in 1.0..1e6_f64, burst in 1..50_u32, gaps in prop::collection::vec(0..3_000_000_u64, 1..300),
+            rate in 0.01..1e6_f64, burst in 1..20_u32, pauses in pauses(),
         ) {
             let gcra = Gcra::new(rate, burst).unwrap();
-            let (mut tat, mut now) = (0, 1_000_000_000);
+            let (mut tat, mut now) = (0, 1_000_000_000_000);
             let mut admitted: Vec<u64> = Vec::new();
-            for gap in gaps {
-                now += gap;
+            for pause in pauses {
+                now += pause * gcra.interval_ns / 10;
                 match gcra.admit(tat, Tick(now)) {
                     Ok(next) => { tat = next; admitted.push(now); }
                     Err(at) => prop_assert!(at.0 > now),
@@ -84,6 +92,19 @@ mod tests {
                 prop_assert!(gcra.admit(u64::from(tat), at).is_ok());
             }
         }
+    }
+
+    #[test]
+    fn a_burst_is_admitted_at_once_and_then_one_an_interval() {
+        let gcra = Gcra::new(10.0, 3).unwrap();
+        let (mut tat, second) = (0, 1_000_000_000);
+        for _ in 0..3 {
+            tat = gcra.admit(tat, Tick(second)).unwrap();
+        }
+        let next = Tick(second + 100_000_000);
+        assert_eq!(gcra.admit(tat, Tick(second)), Err(next));
+        tat = gcra.admit(tat, next).unwrap();
+        assert_eq!(gcra.admit(tat, next), Err(next + gcra.interval()));
     }
 
     #[test]

@@ -307,7 +307,8 @@ mod tests {
             ..RECORD
         };
         let text = line(|out| hostile.write_json(out));
-        assert_eq!(text.lines().count(), 1);
+        let breaks = |character: char| character.is_control() || character == '\u{2028}';
+        assert_eq!(text.find(breaks), Some(text.len() - 1));
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["pool"], hostile.pool);
         assert_eq!(value["time"], "2020-02-29T00:00:00.123Z");

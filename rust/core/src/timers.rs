@@ -203,8 +203,8 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        // Spans from nanoseconds to centuries.
-        let span = (8..64_u32, any::<u64>()).prop_map(|(bits, value)| value >> bits);
+        // Spans from nanoseconds to lifetimes, longer than the wheel's range.
+        let span = (3..64_u32, any::<u64>()).prop_map(|(bits, value)| value >> bits);
         prop::collection::vec(
             prop_oneof![
                 (0..40_u32, span.clone()).prop_map(|(id, span)| Step::Set(id, span)),
@@ -222,10 +222,11 @@ mod tests {
             let mut wheel = Wheel::new(now);
             let mut model: BTreeMap<u32, Tick> = BTreeMap::new();
             let unit = Duration::from_nanos(1 << UNIT_SHIFT);
+            let after = |now: Tick, span: u64| Tick((now.0 + span).min(1 << 63));
             for step in steps {
                 match step {
                     Step::Set(id, span) => {
-                        let at = now + Duration::from_nanos(span);
+                        let at = after(now, span);
                         wheel.set(id, at);
                         model.insert(id, at);
                     }
@@ -234,7 +235,7 @@ mod tests {
                         model.remove(&id);
                     }
                     Step::Pass(span) => {
-                        now = now + Duration::from_nanos(span);
+                        now = after(now, span);
                         let mut due = Vec::new();
                         wheel.expire(now, &mut due);
                         for id in due {
@@ -267,6 +268,18 @@ mod tests {
         let mut wheel = Wheel::new(Tick(u64::MAX - 1));
         wheel.set(0, Tick(u64::MAX));
         assert_eq!(wheel.next(), Some(Tick(u64::MAX)));
+    }
+
+    #[test]
+    fn what_is_late_already_fires_with_the_next_unit() {
+        let (now, unit) = (Tick(1 << 40), Duration::from_nanos(1 << UNIT_SHIFT));
+        let mut wheel = Wheel::new(now);
+        wheel.set(5, Tick(7));
+        let mut due = Vec::new();
+        wheel.expire(now, &mut due);
+        assert_eq!((due.len(), wheel.next()), (0, Some(now + unit)));
+        wheel.expire(now + unit, &mut due);
+        assert_eq!((due, wheel.next()), (Vec::from([5]), None));
     }
 
     #[test]
