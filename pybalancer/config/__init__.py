@@ -1,0 +1,1 @@
+"""The configuration: one definition, from which checks, schema and reference are made."""

@@ -1,0 +1,165 @@
+"""From a configuration and what is known of its backends to a plan for the workers."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import trio
+
+from pybalancer import _core
+from pybalancer.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from pybalancer.config.model import Config, ListenerConfig, PoolConfig
+
+Addresses = Mapping[tuple[str, str], str]
+"""(pool, backend) to ``ip:port``, ``[ip]:port`` or ``unix:/path``."""
+
+LOOKUP_TIMEOUT: Final = 5.0
+"""Seconds for all names of a configuration together."""
+
+
+class Health(Protocol):
+    """What a plan needs to know of a backend's health."""
+
+    @property
+    def up(self) -> bool: ...
+    @property
+    def ramp(self) -> float: ...
+
+
+async def resolve(config: Config) -> dict[tuple[str, str], str]:
+    """Look up every backend's host name, all at once.
+
+    Of several addresses the first of the pool's source family is taken, else the first: a name is one
+    backend. Raises ConfigError naming each that does not resolve.
+    """
+    addresses: dict[tuple[str, str], str] = {}
+    problems: list[Problem] = []
+
+    async def look_up(pool: str, backend: str, address: str, families: set[int]) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            found = await trio.socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            why = f"{host!r} does not resolve: {error.strerror or error}"
+            problems.append(Problem("name lookup", None, None, f"pools.{pool}.{backend}", why))
+            return
+        texts = [str(entry[4][0]) for entry in found]
+        fitting = [text for text in texts if not families or ipaddress.ip_address(text).version in families]
+        addresses[pool, backend] = _join((fitting or texts)[0], port)
+
+    with trio.move_on_after(LOOKUP_TIMEOUT) as scope:
+        async with trio.open_nursery() as nursery:
+            for pool_name, pool in config.pools.items():
+                families = {int(ipaddress.ip_address(source).version) for source in pool.sources}
+                for backend in pool.backends:
+                    if is_literal(backend.address):
+                        addresses[pool_name, backend.name] = backend.address
+                    else:
+                        nursery.start_soon(look_up, pool_name, backend.name, backend.address, families)
+    if scope.cancelled_caught:
+        waiting = [
+            f"{pool_name}.{backend.name}"
+            for pool_name, pool in config.pools.items()
+            for backend in pool.backends
+            if (pool_name, backend.name) not in addresses
+        ]
+        why = f"no answer within {LOOKUP_TIMEOUT:g}s"
+        problems += [Problem("name lookup", None, None, f"pools.{name}", why) for name in waiting]
+    if problems:
+        raise ConfigError(sorted(problems, key=str))
+    return addresses
+
+
+def _join(host: str, port: str) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_literal(address: str) -> bool:
+    """Whether an address needs no look-up."""
+    if address.startswith("unix:"):
+        return True
+    try:
+        ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def compile_plan(
+    config: Config,
+    addresses: Addresses,
+    health: Mapping[tuple[str, str], Health],
+    secret: bytes,
+    previous: _core.Plan | None = None,
+) -> _core.Plan:
+    """The plan. Backends of which ``health`` knows nothing count as up.
+
+    Raises ``PlanError`` if the core finds what the configuration's checks have not: a defect of theirs.
+    """
+    pools = [_pool(name, pool, addresses, health) for name, pool in config.pools.items()]
+    listeners = [_listener(listener) for listener in config.listeners]
+    return _core.Plan(listeners=listeners, pools=pools, secret=secret, previous=previous)
+
+
+def _pool(
+    name: str, pool: PoolConfig, addresses: Addresses, health: Mapping[tuple[str, str], Health]
+) -> _core.PoolSpec:
+    backends = []
+    for backend in pool.backends:
+        known = health.get((name, backend.name))
+        state: Literal["up", "down"] = "up" if known is None or known.up else "down"
+        backends.append(
+            _core.BackendSpec(
+                name=backend.name,
+                address=addresses[name, backend.name],
+                weight=backend.weight,
+                state=state,
+                ramp=1.0 if known is None else known.ramp,
+            )
+        )
+    return _core.PoolSpec(
+        name=name,
+        backends=backends,
+        policy=pool.policy,
+        key=pool.key,
+        table_size=pool.table_size,
+        max_skew=pool.max_skew,
+        sources=pool.sources,
+        tries=pool.tries,
+        connect_timeout=pool.connect_timeout,
+        idle_timeout=pool.idle_timeout,
+        half_closed_timeout=pool.half_closed_timeout,
+        keepalive=pool.keepalive,
+        user_timeout=pool.user_timeout,
+        send_proxy=pool.send_proxy,
+        transparent=pool.transparent,
+        on_remove=pool.on_remove,
+        on_down=pool.on_down,
+    )
+
+
+def _listener(listener: ListenerConfig) -> _core.ListenerSpec:
+    rate = listener.accept_rate or 0.0
+    return _core.ListenerSpec(
+        name=listener.name,
+        bind=listener.bind,
+        pool=listener.pool,
+        backlog=listener.backlog,
+        unix_mode=listener.unix_mode,
+        accept_proxy=listener.accept_proxy,
+        proxy_local=listener.proxy_local,
+        trusted=listener.trusted,
+        proxy_timeout=listener.proxy_timeout,
+        refuse_unexpected_proxy=listener.refuse_unexpected_proxy,
+        max_connections=listener.max_connections,
+        max_connections_per_source=listener.max_connections_per_source,
+        accept_rate=rate,
+        accept_burst=listener.accept_burst or max(1, int(rate / 10)),
+        accept_queue=listener.accept_queue,
+        queue_timeout=listener.queue_timeout,
+    )

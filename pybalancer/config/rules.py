@@ -1,0 +1,166 @@
+"""What no single value can see: names used twice, pools that are not there, parts that exclude each other."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from pybalancer.config.model import Config, ListenerConfig, PoolConfig
+from pybalancer.config.positions import Path
+
+Finding = tuple[Path, str, str | None]
+"""Where, what is wrong, and what to do about it."""
+
+MOST_ENTRIES: Final = 4096
+"""Listeners and backends together: the statistics have room for that many."""
+
+
+def meant(word: str, known: list[str]) -> str | None:
+    """A suggestion, if ``word`` looks like one of ``known``."""
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f'did you mean "{close[0]}"?' if close else None
+
+
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
+
+
+def mistakes(config: Config) -> Iterator[Finding]:
+    """Everything that makes the configuration unusable."""
+    yield from _balancer(config)
+    yield from _listeners(config)
+    for name, pool in config.pools.items():
+        yield from _pool(("pools", name), pool)
+    entries = len(config.listeners) + sum(len(pool.backends) for pool in config.pools.values())
+    if entries > MOST_ENTRIES:
+        yield (), f"{entries} listeners and backends together; there may be {MOST_ENTRIES}", None
+
+
+def _balancer(config: Config) -> Iterator[Finding]:
+    section = config.balancer
+    for one, other in (("secret", "secret_file"), ("admin_token", "admin_token_file")):
+        if getattr(section, one) is not None and getattr(section, other) is not None:
+            yield ("balancer", one), f"both {one} and {other} are given", "keep one of them"
+    token = section.admin_token
+    if token is not None and len(token.get_secret_value()) < 16:
+        yield ("balancer", "admin_token"), "is shorter than 16 characters", "try `openssl rand -hex 16`"
+    admin = section.admin
+    if admin is None or admin == "none" or admin.startswith("unix:"):
+        return
+    from pybalancer.config.values import bind
+
+    try:
+        bind(admin)
+    except ValueError as error:
+        yield ("balancer", "admin"), str(error), None
+        return
+    if token is None and section.admin_token_file is None:
+        yield (
+            ("balancer", "admin"),
+            "whoever reaches a TCP address could steer the balancer",
+            'set admin_token_file, or use "unix:/run/pybalancer/admin.sock"',
+        )
+
+
+def _listeners(config: Config) -> Iterator[Finding]:
+    if not config.listeners:
+        yield (), "there is no listener", 'add [[listeners]] with name, bind = ":8080" and pool'
+    by_name: dict[str, int] = {}
+    by_bind: dict[str, int] = {}
+    for index, listener in enumerate(config.listeners):
+        here: Path = ("listeners", index)
+        if by_name.setdefault(listener.name, index) != index:
+            yield (*here, "name"), f"another listener is named {listener.name!r}", None
+        if not listener.bind.endswith(":0") and by_bind.setdefault(listener.bind, index) != index:
+            other = config.listeners[by_bind[listener.bind]].name
+            yield (*here, "bind"), f"listener {other!r} binds {listener.bind} already", None
+        if listener.pool not in config.pools:
+            pools = list(config.pools)
+            hint = meant(listener.pool, pools) or f"add [pools.{listener.pool}]"
+            yield (*here, "pool"), f"there is no pool {listener.pool!r}", hint
+        yield from _proxy(here, listener)
+
+
+def _proxy(here: Path, listener: ListenerConfig) -> Iterator[Finding]:
+    if listener.trusted and listener.accept_proxy is None:
+        yield (*here, "trusted"), "means nothing without accept_proxy", 'add accept_proxy = "any"'
+    if listener.accept_proxy and not listener.trusted and not listener.bind.startswith("unix:"):
+        hint = 'add trusted = ["10.0.0.0/8"], the networks of your proxies'
+        yield (*here, "accept_proxy"), "whose PROXY headers are to be believed?", hint
+
+
+def _pool(here: Path, pool: PoolConfig) -> Iterator[Finding]:
+    if not pool.backends:
+        hint = f"add [[{path_text((*here, 'backends'))}]] with name and address"
+        yield here, "has no backends", hint
+    names: dict[str, int] = {}
+    for index, backend in enumerate(pool.backends):
+        if names.setdefault(backend.name, index) != index:
+            yield (*here, "backends", index, "name"), f"another backend is named {backend.name!r}", None
+    if not is_prime(pool.table_size):
+        primes = (size for size in range(pool.table_size, 655374) if is_prime(size))
+        yield (
+            (*here, "table_size"),
+            f"{pool.table_size} is not prime",
+            f"the next one is {next(primes, 655373)}",
+        )
+    if pool.transparent and pool.sources:
+        yield (*here, "sources"), "transparent takes the client's address: there is none to choose", None
+    families = {ipaddress.ip_address(source).version for source in pool.sources}
+    for index, backend in enumerate(pool.backends):
+        family = _family(backend.address)
+        if families and family and family not in families:
+            place = (*here, "backends", index, "address")
+            yield place, f"no source address of the pool is IPv{family}", "add one to sources"
+
+
+def _family(address: str) -> int | None:
+    """4 or 6; None for names and Unix sockets."""
+    if address.startswith("unix:"):
+        return None
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).version
+    except ValueError:
+        return None
+
+
+def doubts(config: Config) -> Iterator[Finding]:
+    """What works and is probably not meant."""
+    used = {listener.pool for listener in config.listeners}
+    for name, pool in config.pools.items():
+        here: Path = ("pools", name)
+        if name not in used:
+            yield here, "no listener uses this pool", None
+        if pool.backends and not any(backend.weight for backend in pool.backends):
+            yield here, "all backends have weight 0: nobody will be served", None
+        if len(pool.backends) * 100 > pool.table_size:
+            why = f"{len(pool.backends)} backends share {pool.table_size} slots: shares are coarse"
+            yield (*here, "table_size"), why, "a larger prime, 655373 at most"
+        seen: dict[str, str] = {}
+        for index, backend in enumerate(pool.backends):
+            if seen.setdefault(backend.address, backend.name) != backend.name:
+                why = f"backend {seen[backend.address]!r} has the same address"
+                yield (*here, "backends", index, "address"), why, None
+        if (health := pool.health) is not None:
+            if health.timeout > health.interval:
+                yield (*here, "health", "timeout"), "is longer than the interval", None
+            if health.kind == "tcp" and (health.path != "/" or health.host or health.headers):
+                yield (*here, "health", "kind"), "tcp asks for no path", 'did you mean kind = "http"?'
+
+
+def path_text(path: Path) -> str:
+    """A path as one would write it: ``pools.chat.backends[0].name``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            plain = part.replace("-", "").replace("_", "").isalnum() and part.isascii()
+            quoted = '"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            text += ("." if text else "") + (part if plain else ascii(quoted)[1:-1])
+    return text
+
+
+Find = Callable[[Config], Iterator[Finding]]

@@ -1,0 +1,208 @@
+"""Values as people write them: ``30s``, ``2000/s``, ``:8080``."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LONGEST: Final = 400 * 86400.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)")
+MOST_PATH: Final = 107
+"""Bytes of a Unix socket's path: ``sun_path`` has room for one more, its end."""
+
+
+def duration(value: Any) -> float:
+    """Seconds of ``"250ms"``, ``"30s"``, ``"1h30m"``, ``"0"``.
+
+    Raises ValueError where the unit is missing: 30 what?
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError('a time is text such as "30s"')
+    if not isinstance(value, str):
+        if value == 0:
+            return 0.0
+        raise ValueError(f'a time needs its unit: "{value}s"? (ms, s, m, h, d)')
+    if value == "0":
+        return 0.0
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise ValueError(f'{value!r} is not a time such as "250ms", "30s", "5m" or "1h30m"')
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if seconds > LONGEST:
+        raise ValueError(f"{value!r} is longer than 400 days")
+    return float(seconds)
+
+
+def rate(value: Any) -> float:
+    """Events per second of ``"2000/s"``, ``"100/m"``."""
+    if isinstance(value, str) and (match := _RATE.fullmatch(value)):
+        per_second = float(match[1]) / UNITS[match[2]]
+        if 1e-6 <= per_second <= 1e9:
+            return per_second
+    raise ValueError(f'{value!r} is not a rate such as "2000/s" or "100/m"')
+
+
+def port(text: str, *, zero: bool = False) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 5:
+        raise ValueError(f"{text!r} is not a port")
+    number = int(text)
+    if number > 65535 or (number == 0 and not zero):
+        raise ValueError(f"ports go from {0 if zero else 1} to 65535, not {number}")
+    return number
+
+
+def _unix(value: str) -> str:
+    path = value.removeprefix("unix:")
+    if path in ("", "@") or "\0" in path:
+        raise ValueError(f"{value!r} names no Unix socket")
+    if not path.startswith(("/", "@")):
+        raise ValueError(f"a Unix socket is given by its full path, not {path!r}")
+    if len(path.encode()) > MOST_PATH:
+        raise ValueError(f"the path of a Unix socket has at most {MOST_PATH} bytes")
+    return value
+
+
+def split(value: str, *, zero: bool = False) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[v6]:port``."""
+    host, colon, last = value.rpartition(":")
+    if not colon:
+        meant = f":{value}" if value.isdigit() else f"{value}:8080"
+        raise ValueError(f'{value!r} is not an address with a port; write "{meant}"')
+    if host.startswith("["):
+        if not host.endswith("]"):
+            raise ValueError(f"{value!r} is not [IPv6]:PORT")
+        return str(ipaddress.IPv6Address(host[1:-1])), port(last, zero=zero)
+    if ":" in host:
+        raise ValueError(f"an IPv6 address goes into brackets: [{host}]:{last}")
+    return host, port(last, zero=zero)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("an address is text")
+    return value
+
+
+def bind(value: Any) -> str:
+    """Where to listen, as the engine wants it: ``:8080`` is every address of both families."""
+    value = _text(value)
+    if value.startswith("unix:"):
+        return _unix(value)
+    host, number = split(value, zero=True)
+    if host in ("", "*"):
+        return f"[::]:{number}"
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(
+            f"{host!r} is not an IP address of this machine; "
+            f'write "127.0.0.1:{number}", or ":{number}" for all addresses'
+        ) from None
+    return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
+
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+
+
+def target(value: Any) -> str:
+    """Where a backend is: an address, or a name that is looked up at start and reload."""
+    value = _text(value)
+    if value.startswith("unix:"):
+        return _unix(value)
+    host, number = split(value)
+    if not host:
+        raise ValueError(f'{value!r} has no host; write "127.0.0.1:{number}"')
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        labels = host.rstrip(".").split(".")
+        if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
+            raise ValueError(f"{host!r} is neither an IP address nor a host name") from None
+        return f"{host}:{number}"
+    return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
+
+
+def network(value: Any) -> str:
+    """``10.0.0.0/8``, ``2001:db8::/32``, or one address."""
+    try:
+        return str(ipaddress.ip_network(_text(value), strict=True))
+    except ValueError as error:
+        raise ValueError(f'{value!r} is not a network such as "10.0.0.0/8" ({error})') from None
+
+
+def source(value: Any) -> str:
+    """One of this machine's addresses."""
+    try:
+        address = ipaddress.ip_address(_text(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IP address") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{value!r} is not an address that a connection can come from")
+    return str(address)
+
+
+def name(value: Any) -> str:
+    """Names are labels in metrics and fixed-size fields in shared memory: 1 to 63 bytes."""
+    if not isinstance(value, str):
+        raise ValueError("a name is text")
+    if not 1 <= len(value.encode("utf-8", "replace")) <= 63:
+        raise ValueError(
+            f"a name has 1 to 63 bytes, {value[:80]!r} has {len(value.encode('utf-8', 'replace'))}"
+        )
+    if not value.isprintable():
+        raise ValueError(f"a name has printable characters only, {value!r} has others")
+    return value
+
+
+def mode(value: Any) -> int:
+    """Permissions: ``"0660"`` or 0o660."""
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        return int(value, 8)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+        return value
+    raise ValueError(f'{value!r} is not a permission such as "0660"')
+
+
+def statuses(value: Any) -> tuple[tuple[int, int], ...]:
+    """``"200-399"``, ``200``, or a list of such: inclusive ranges of HTTP statuses."""
+    ranges = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        match = re.fullmatch(r"([1-5]\d\d)(?:-([1-5]\d\d))?", str(item))
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f'{item!r} is not a status or a range such as "200-399"')
+        ranges.append((int(match[1]), int(match[2] or match[1])))
+    if not ranges:
+        raise ValueError("no status at all would count as healthy")
+    return tuple(ranges)
+
+
+def _written(pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
+
+
+Duration = Annotated[float, BeforeValidator(duration), _written(r"^(0|(\d+(\.\d+)?(ms|s|m|h|d))+)$", "30s")]
+Rate = Annotated[float, BeforeValidator(rate), _written(r"^\d+(\.\d+)?/(s|m|h)$", "2000/s")]
+Bind = Annotated[str, BeforeValidator(bind), WithJsonSchema({"type": "string", "examples": ["0.0.0.0:8080"]})]
+Target = Annotated[
+    str, BeforeValidator(target), WithJsonSchema({"type": "string", "examples": ["10.0.0.11:9001"]})
+]
+Network = Annotated[
+    str, BeforeValidator(network), WithJsonSchema({"type": "string", "examples": ["10.0.0.0/8"]})
+]
+Source = Annotated[str, BeforeValidator(source), WithJsonSchema({"type": "string", "examples": ["10.0.0.5"]})]
+Name = Annotated[
+    str, BeforeValidator(name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 63})
+]
+Mode = Annotated[int, BeforeValidator(mode), _written(r"^0?[0-7]{3}$", "0660")]
+Statuses = Annotated[
+    tuple[tuple[int, int], ...],
+    BeforeValidator(statuses),
+    WithJsonSchema({"type": ["string", "integer", "array"], "examples": ["200-399"]}),
+]

@@ -1,0 +1,48 @@
+"""What pybalancer raises, by whose fault it is. (``PlanError`` and ``EngineError`` are the core's.)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class PybalancerError(Exception):
+    """What all errors of pybalancer's Python side have in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration, and where. Line and column count from 1."""
+
+    file: str
+    line: int | None
+    column: int | None
+    key: str
+    message: str
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}:{self.column or 1}"
+        what = f"{self.key}: {self.message}" if self.key else self.message
+        return f"{place}: {what}" + (f"; {self.suggestion}" if self.suggestion else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json`` and the admin socket."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class ConfigError(PybalancerError, ValueError):
+    """The configuration is wrong: nothing of it was applied. ``problems`` has all that was found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = list(problems)
+
+
+class StartError(PybalancerError, OSError):
+    """The balancer cannot start here: an address is taken, a file cannot be made."""
+
+
+class AdminError(PybalancerError):
+    """The running balancer cannot be asked: it does not answer, or it refused."""
