@@ -18,7 +18,6 @@ const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 /// Six levels of 64 slots span 18 years; what is farther is re-filed on the way.
 const LEVELS: usize = 6;
-const RANGE: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
 const NONE: u32 = u32::MAX;
 /// A `previous` with this bit is not an id but the list whose head the node is.
@@ -158,10 +157,10 @@ impl Wheel {
     }
 
     fn file(&mut self, id: u32, at: u64) {
-        let place = at.min(self.elapsed + RANGE - 1);
-        let differing = 63 - ((self.elapsed ^ place) | (SLOTS as u64 - 1)).leading_zeros();
+        // What lies rounds of the top level away is looked at once a round and filed again.
+        let differing = 63 - ((self.elapsed ^ at) | (SLOTS as u64 - 1)).leading_zeros();
         let level = (differing / SLOT_BITS).min(LEVELS as u32 - 1);
-        let slot = (place >> (SLOT_BITS * level)) as usize & (SLOTS - 1);
+        let slot = (at >> (SLOT_BITS * level)) as usize & (SLOTS - 1);
         let list = level as usize * SLOTS + slot;
         let Some(head) = self.heads.get_mut(list) else {
             return;
