@@ -1,0 +1,6 @@
+"""``pybalancer demo``: real WebSocket servers, the balancer before them, and clients that talk.
+
+``backends`` are processes of their own (``backend`` is what each runs) that ``outages`` kills and
+brings back; ``crowd`` is the clients; ``scene`` puts all together; ``view`` shows it; ``tally`` is
+what was seen.
+"""
