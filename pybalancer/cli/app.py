@@ -1,0 +1,82 @@
+"""All commands, and what becomes of their errors: ``run``."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from pybalancer.cli import exits
+from pybalancer.errors import ConfigError, PybalancerError, StartError
+
+COMMANDS = ("serve", "check", "reload", "status", "explain", "table", "demo", "version")
+
+HELP = """A load balancer made for WebSockets: deterministic spread, restarts without a ripple.
+
+Start in one line:  pybalancer serve --listen :8080 --to 10.0.0.11:9001 --to 10.0.0.12:9001
+See it at work:     pybalancer demo
+"""
+
+EPILOGUE = """Each command has its own --help. They find the running balancer by --admin, else
+PYBALANCER_ADMIN, else the file given with --config, else at the default socket.
+Exit codes: 0 fine, 1 failed or invalid, 2 usage, 3 could not start."""
+
+
+def make_app(width: int | None = None) -> App:
+    """The commands, not yet imported; ``width`` of help in columns, by default the terminal's."""
+    from rich.console import Console
+
+    app = App(
+        name="pybalancer",
+        help=HELP,
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        help_formatter="plain",
+        version_flags=(),
+        console=Console(width=width, markup=False, highlight=False, emoji=False),
+    )
+    for name in COMMANDS:
+        app.command(f"pybalancer.cli.{name}:{name}", name=name)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Messages go to standard error, and suggest what to do."""
+    if list(arguments) == ["--version"]:
+        arguments = ["version"]
+    try:
+        result = make_app()(
+            list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+    except CycloptsError as error:
+        command = next((word for word in arguments[:1] if word in COMMANDS), None)
+        _complain(str(error))
+        _complain(f"see: pybalancer {command + ' ' if command else ''}--help")
+        return exits.USAGE
+    except exits.UsageError as error:
+        _complain(str(error))
+        return exits.USAGE
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return exits.FAILED
+    except StartError as error:
+        _complain(str(error))
+        return exits.NOT_STARTED
+    except PybalancerError as error:
+        _complain(str(error))
+        return exits.FAILED
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough. The interpreter would complain at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return exits.FAILED
+    return result if isinstance(result, int) else exits.FINE
+
+
+def _complain(message: str) -> None:
+    print(f"pybalancer: {message}", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""``pybalancer table``."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from pybalancer.cli import exits
+from pybalancer.cli.options import Admin, ConfigFile, Json, Pool, make_console, print_json
+from pybalancer.errors import AdminError
+
+if TYPE_CHECKING:
+    from pybalancer.config.model import Config
+
+
+def table(
+    file: Path | None = None,
+    /,
+    *,
+    pool: Pool = None,
+    digest: Annotated[bool, Parameter(negative=())] = False,
+    admin: Admin = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> int:
+    """Show how the hash table of each pool is shared out, or its fingerprint.
+
+    Balancers with the same secret and backends have the same table: compare their digests. With a
+    file, no running balancer is asked. For example:
+
+    pybalancer table pybalancer.toml --digest
+
+    Parameters
+    ----------
+    file
+        Compute from this configuration file; by default the running balancer is asked.
+    digest
+        Print only the fingerprint of each table.
+    """
+    if file is not None and (admin or config):
+        raise exits.UsageError("either a file, or --admin or --config for a running balancer, not both")
+    pools = _from_file(file) if file is not None else _from_running(admin, config)
+    if pool is not None:
+        if pool not in pools:
+            raise AdminError(f"there is no pool {pool!r}; there are: {', '.join(pools) or 'none'}")
+        pools = {pool: pools[pool]}
+    if digest:
+        pools = {name: {"digest": table["digest"]} for name, table in pools.items()}
+    if json:
+        print_json(pools)
+    elif digest:
+        for name, content in pools.items():
+            print(f"{content['digest']}  {name}")
+    else:
+        _show(pools)
+    return exits.FINE
+
+
+def _from_file(file: Path) -> dict[str, dict[str, Any]]:
+    from pybalancer.config.compile import compile_plan
+    from pybalancer.config.load import load_file
+    from pybalancer.config.secret import read_secret
+
+    config = load_file(file, os.environ)
+    plan = compile_plan(config, _addresses(config), {}, read_secret(config))
+    return {name: {"digest": plan.digest(name), "shares": plan.shares(name)} for name in config.pools}
+
+
+def _addresses(config: "Config") -> dict[tuple[str, str], str]:
+    """An address for each backend without a look-up: tables are made from names and weights only."""
+    from pybalancer.config.compile import is_literal
+
+    def stand_in(sources: tuple[str, ...]) -> str:
+        return "[2001:db8::1]:1" if any(":" in source for source in sources) else "192.0.2.1:1"
+
+    return {
+        (name, backend.name): backend.address if is_literal(backend.address) else stand_in(pool.sources)
+        for name, pool in config.pools.items()
+        for backend in pool.backends
+    }
+
+
+def _from_running(admin: str | None, config: str | None) -> dict[str, dict[str, Any]]:
+    from pybalancer.admin.client import find
+
+    status = find(admin, config).get("/status")
+    return {
+        pool["name"]: {
+            "digest": pool["digest"],
+            "shares": {backend["name"]: backend["share"] for backend in pool["backends"]},
+        }
+        for pool in status["pools"]
+    }
+
+
+def _show(pools: dict[str, dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    console = make_console()
+    for name, content in pools.items():
+        shown = Table(title=f"pool {name} · digest {content['digest']}", title_justify="left")
+        shown.add_column("backend")
+        shown.add_column("share", justify="right")
+        for backend, share in content["shares"].items():
+            shown.add_row(backend, f"{share:.2%}")
+        console.print(shown)
