@@ -113,7 +113,9 @@ class Choice:
     def active(self) -> int:
         """Tunnels open to it now (0 where no engine was asked)."""
     @property
-    def verdict(self) -> Literal["picked", "next", "down", "draining", "weight-0", "over-skew", "slow-start"]: ...
+    def verdict(
+        self,
+    ) -> Literal["picked", "next", "down", "draining", "weight-0", "over-skew", "slow-start"]: ...
 
 @final
 class Plan:
@@ -186,7 +188,10 @@ class Engine:
     def stats_fd(self) -> int: ...
     @property
     def event_fd(self) -> int:
-        """Readable while events or log records wait (an eventfd: for trio.lowlevel.wait_readable)."""
+        """Becomes readable when events or records came since one of the ``take_`` methods was called.
+
+        An eventfd, for ``trio.lowlevel.wait_readable``; the methods read it.
+        """
     def apply(self, plan: Plan) -> int:
         """Bind what is new, hand the plan to every worker, wait for all to run it; its generation.
 

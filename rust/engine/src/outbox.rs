@@ -151,15 +151,11 @@ impl Outbox {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Take what was told. For the host.
+    /// Take what was told. For the host. Records that wait do not ring again on their own account: a
+    /// log that cannot be written must not keep the host awake.
     pub fn take_events(&self) -> Vec<Event> {
         self.rearm();
-        let events =
-            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
-        if !self.lines.is_empty() {
-            self.ring();
-        }
-        events.into()
+        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner)).into()
     }
 
     /// Take up to `most` records, oldest first. For the host.

@@ -1,0 +1,229 @@
+"""What a running balancer says of itself. Everything here goes into JSON as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pybalancer._core import Engine, Plan
+    from pybalancer.config.model import Config
+    from pybalancer.policy.health import BackendHealth
+    from pybalancer.stats.reader import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker. Counters since the start, except for those called gauges."""
+
+    index: int
+    tunnels: int
+    """Gauge: live tunnels."""
+    waiting: int
+    """Gauge: accepted, not yet relayed."""
+    descriptors: int
+    """Gauge: open files, of ``descriptors`` there may be as many as ``ulimit -n`` says."""
+    accepted: int
+    wakeups: int
+    bytes_copied: int
+    bytes_spliced: int
+    accept_pauses: int
+    restarts: int
+    log_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStatus:
+    """One listener. ``bound`` is None while it is not open."""
+
+    name: str
+    bind: str
+    bound: str | None
+    mode: str
+    pool: str
+    active: int
+    accepted: int
+    opened: int
+    queued: int
+    refused: dict[str, int]
+    """By reason: full, source, rate, proxy, no_backend."""
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """One backend. ``share`` is its part of the table, 0..1; ``active`` counts connects under way too."""
+
+    name: str
+    address: str
+    weight: int
+    share: float
+    state: Literal["up", "down"]
+    ramp: float
+    reason: str
+    since_seconds: float
+    active: int
+    opened: int
+    connect_failures: int
+    resets: int
+    fallbacks: int
+    ports_used: int
+    ports_total: int
+    ports_exhausted: int
+    bytes_to_backend: int
+    bytes_to_client: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """One pool. ``digest`` is equal on balancers that decide equally."""
+
+    name: str
+    policy: str
+    key: str
+    digest: str
+    backends: list[BackendStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class LastReload:
+    """How the newest reload went. ``at`` is Unix time."""
+
+    ok: bool
+    at: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All of it."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    generation: int
+    config_file: str | None
+    admin: str | None
+    active: int
+    workers: list[WorkerStatus]
+    listeners: list[ListenerStatus]
+    pools: list[PoolStatus]
+    last_reload: LastReload | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What a reload did."""
+
+    generation: int
+    changes: list[str]
+    ignored: list[str]
+    """What changed in the file and needs a restart to take effect."""
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def workers(stats: Stats) -> list[WorkerStatus]:
+    return [
+        WorkerStatus(
+            index=index,
+            tunnels=worker.tunnels,
+            waiting=worker.waiting,
+            descriptors=worker.descriptors,
+            accepted=worker.accepted,
+            wakeups=worker.wakeups,
+            bytes_copied=worker.bytes_copied,
+            bytes_spliced=worker.bytes_spliced,
+            accept_pauses=worker.accept_pauses,
+            restarts=worker.restarts,
+            log_dropped=worker.log_dropped,
+        )
+        for index, worker in enumerate(stats.workers())
+    ]
+
+
+def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStatus]:
+    bound = engine.bound()
+    found = []
+    for listener in config.listeners:
+        counters = stats.listener(listener.name)
+        found.append(
+            ListenerStatus(
+                name=listener.name,
+                bind=listener.bind,
+                bound=bound.get(listener.name),
+                mode=listener.mode,
+                pool=listener.pool,
+                active=stats.active("", listener.name),
+                accepted=counters.accepted,
+                opened=counters.opened,
+                queued=counters.queued,
+                refused={
+                    "full": counters.refused_full,
+                    "source": counters.refused_source,
+                    "rate": counters.refused_rate,
+                    "proxy": counters.refused_proxy,
+                    "no_backend": counters.refused_no_backend,
+                },
+                bytes_in=counters.bytes_in,
+                bytes_out=counters.bytes_out,
+            )
+        )
+    return found
+
+
+def pools(
+    config: Config,
+    addresses: Mapping[tuple[str, str], str],
+    plan: Plan,
+    engine: Engine,
+    stats: Stats,
+    health: Mapping[tuple[str, str], BackendHealth],
+    now: float,
+) -> list[PoolStatus]:
+    ports = engine.ports()
+    found = []
+    for name, pool in config.pools.items():
+        shares = plan.shares(name)
+        backends = []
+        for backend in pool.backends:
+            counters = stats.backend(name, backend.name)
+            known = health.get((name, backend.name))
+            used, total = ports.get(name, {}).get(backend.name, (0, 0))
+            backends.append(
+                BackendStatus(
+                    name=backend.name,
+                    address=addresses.get((name, backend.name), backend.address),
+                    weight=backend.weight,
+                    share=shares.get(backend.name, 0.0),
+                    state="up" if known is None or known.up else "down",
+                    ramp=1.0 if known is None else known.ramp,
+                    reason="" if known is None else known.reason,
+                    since_seconds=0.0 if known is None else max(0.0, now - known.since),
+                    active=stats.active(name, backend.name),
+                    opened=counters.opened,
+                    connect_failures=counters.connect_failures,
+                    resets=counters.resets,
+                    fallbacks=counters.fallbacks,
+                    ports_used=used,
+                    ports_total=total,
+                    ports_exhausted=counters.ports_exhausted,
+                    bytes_to_backend=counters.bytes_to_backend,
+                    bytes_to_client=counters.bytes_to_client,
+                )
+            )
+        digest = plan.digest(name)
+        found.append(
+            PoolStatus(name=name, policy=pool.policy, key=pool.key, digest=digest, backends=backends)
+        )
+    return found

@@ -1,0 +1,153 @@
+"""Asks backends and keeps what is known of each: ``HealthWatcher``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from pybalancer.policy.health import BackendHealth, HealthMachine
+from pybalancer.policy.settings import Check, Config, HealthSettings, from_config
+from pybalancer.tasks.probes import ProbeResult, probe
+
+_log = logging.getLogger("pybalancer")
+
+Key = tuple[str, str]
+"""Pool and backend."""
+
+Ask = Callable[[Check, str], Awaitable[ProbeResult]]
+
+
+class _Watched:
+    """One backend: its machine, and the task that feeds it."""
+
+    def __init__(self, machine: HealthMachine, address: str) -> None:
+        self.machine = machine
+        self.address = address
+        self.scope = trio.CancelScope()
+        self.changed = trio.Event()
+        """Set when the task has to look again at when to do what."""
+        self.running = False
+        self.told: BackendHealth | None = None
+
+
+class HealthWatcher:
+    """Probes every backend of a configuration, each in a task of its own.
+
+    ``on_change`` is called, synchronously, whenever a plan made now would differ from one made
+    before. How often plans are made is the caller's to limit.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[], None],
+        *,
+        ask: Ask = probe,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._on_change = on_change
+        self._ask = ask
+        self._rng = rng or random.Random()  # noqa: S311  # Spreads probes in time; no secret.
+        self._watched: dict[Key, _Watched] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for key, watched in self._watched.items():
+                    self._start(key, watched)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def update(self, config: Config, addresses: Mapping[Key, str]) -> None:
+        """Watch the backends of ``config``. One with the same pool, name and address keeps its history."""
+        wanted: dict[Key, tuple[HealthSettings, str]] = {}
+        for name, pool in config.pools.items():
+            settings = from_config(pool)
+            for backend in pool.backends:
+                wanted[name, backend.name] = settings, addresses[name, backend.name]
+        for key in list(self._watched):
+            if key not in wanted or self._watched[key].address != wanted[key][1]:
+                self._watched.pop(key).scope.cancel()
+        for key, (settings, address) in wanted.items():
+            known = self._watched.get(key)
+            if known is None:
+                known = _Watched(HealthMachine(settings, trio.current_time()), address)
+                self._watched[key] = known
+                self._start(key, known)
+            elif known.machine.settings != settings:
+                known.machine.reconfigure(settings)
+                known.changed.set()
+
+    def passive_failure(self, pool: str, backend: str, count: int) -> None:
+        """Workers could not connect ``count`` times."""
+        watched = self._watched.get((pool, backend))
+        if watched is not None:
+            watched.machine.passive_failure(count, trio.current_time())
+            self._tell((pool, backend), watched)
+            watched.changed.set()
+
+    def snapshot(self) -> dict[Key, BackendHealth]:
+        """What is known now."""
+        now = trio.current_time()
+        return {key: watched.machine.health(now) for key, watched in self._watched.items()}
+
+    def _start(self, key: Key, watched: _Watched) -> None:
+        if self._nursery is not None and not watched.running:
+            watched.running = True
+            self._nursery.start_soon(self._watch, key, watched)
+
+    async def _watch(self, key: Key, watched: _Watched) -> None:
+        """Sleep until the next probe, or until time alone changes the verdict; then look."""
+        machine = watched.machine
+        with watched.scope:
+            began = trio.current_time()
+            due = machine.next_probe(began, self._rng)
+            while True:
+                change = machine.next_change(trio.current_time())
+                wake = min(math.inf if due is None else due, math.inf if change is None else change)
+                with trio.move_on_at(wake):
+                    await watched.changed.wait()
+                if watched.changed.is_set():
+                    watched.changed = trio.Event()
+                    due = machine.next_probe(began, self._rng) if due is None else due
+                now = trio.current_time()
+                if due is not None and now >= due:
+                    began = now
+                    await self._probe(watched)
+                    due = machine.next_probe(began, self._rng)
+                self._tell(key, watched)
+
+    async def _probe(self, watched: _Watched) -> None:
+        try:
+            result = await self._ask(watched.machine.settings.check, watched.address)
+        except Exception as error:
+            # A defect here must not end the checks of all others.
+            _log.exception("a health check failed by itself")
+            result = ProbeResult(False, f"the check itself failed: {error}", 0.0)
+        watched.machine.observe(result.ok, result.reason, trio.current_time())
+
+    def _tell(self, key: Key, watched: _Watched) -> None:
+        health = watched.machine.health(trio.current_time())
+        told = watched.told
+        watched.told = health
+        if told is None:
+            if not health.up:
+                self._log_change(key, health)
+                self._on_change()
+            return
+        if told.up != health.up:
+            self._log_change(key, health)
+        if not told.same_plan(health):
+            self._on_change()
+
+    @staticmethod
+    def _log_change(key: Key, health: BackendHealth) -> None:
+        level = logging.INFO if health.up else logging.WARNING
+        _log.log(level, "%s/%s is %s: %s", *key, "up" if health.up else "down", health.reason)
