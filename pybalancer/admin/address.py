@@ -48,9 +48,9 @@ def parse(text: str) -> UnixAddress | TcpAddress:
     return TcpAddress(host or "127.0.0.1", int(port))
 
 
-def default() -> UnixAddress:
+def default() -> str:
     """The socket under the run directory, for when neither flag nor file names one."""
-    return UnixAddress(run_directory() / "admin.sock")
+    return f"unix:{run_directory() / 'admin.sock'}"
 
 
 def run_directory() -> Path:

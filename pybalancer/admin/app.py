@@ -82,7 +82,10 @@ async def _answer(balancer: Operable, endpoint: _Endpoint, request: Request) -> 
     except HTTPException:
         raise
     except ConfigError as error:
-        return JSONReply({"error": str(error), "problems": _problems(error)}, status_code=422)
+        return JSONReply(
+            {"error": str(error), "problems": [problem.to_dict() for problem in error.problems]},
+            status_code=422,
+        )
     except trio.TooSlowError:
         return JSONReply({"error": f"no answer within {ANSWER_SECONDS:g} s"}, status_code=503)
     except PybalancerError as error:
@@ -153,11 +156,6 @@ async def _discard_body(request: Request) -> None:
                 raise HTTPException(413, f"more than {BODY_LIMIT} bytes of body")
     if scope.cancelled_caught:
         raise HTTPException(408, f"the body took longer than {BODY_SECONDS:g} s")
-
-
-def _problems(error: ConfigError) -> list[dict[str, Any]]:
-    keys = ("file", "line", "column", "key", "message", "suggestion")
-    return [{key: getattr(problem, key) for key in keys} for problem in error.problems]
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

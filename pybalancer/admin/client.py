@@ -107,6 +107,6 @@ def find(admin: str | None = None, config: str | None = None) -> Client:
         from pybalancer.config.load import load_file
 
         address = load_file(config).balancer.admin
-        if address is None:
-            raise AdminError(f"{config} switches the admin interface off")
-    return Client(address or str(default()), token=os.environ.get("PYBALANCER_ADMIN_TOKEN"))
+    if address == "none":
+        raise AdminError("the admin interface is switched off (none)")
+    return Client(address or default(), token=os.environ.get("PYBALANCER_ADMIN_TOKEN"))

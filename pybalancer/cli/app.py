@@ -12,13 +12,15 @@ COMMANDS = ("serve", "check", "reload", "status", "explain", "table", "demo", "v
 
 HELP = """A load balancer made for WebSockets: deterministic spread, restarts without a ripple.
 
-Start in one line:  pybalancer serve --listen :8080 --to 10.0.0.11:9001 --to 10.0.0.12:9001
-See it at work:     pybalancer demo
+* Start in one line: `pybalancer serve --listen :8080 --to app1:9001 --to app2:9001`
+* See it at work: `pybalancer demo`
 """
 
 EPILOGUE = """Each command has its own --help. They find the running balancer by --admin, else
 PYBALANCER_ADMIN, else the file given with --config, else at the default socket.
-Exit codes: 0 fine, 1 failed or invalid, 2 usage, 3 could not start."""
+
+Exit codes: 0 fine, 1 failed or invalid, 2 usage, 3 could not start.
+"""
 
 
 def make_app(width: int | None = None) -> App:
@@ -29,13 +31,12 @@ def make_app(width: int | None = None) -> App:
         name="pybalancer",
         help=HELP,
         help_epilogue=EPILOGUE,
-        help_format="plaintext",
-        help_formatter="plain",
+        help_format="markdown",
         version_flags=(),
         console=Console(width=width, markup=False, highlight=False, emoji=False),
     )
-    for name in COMMANDS:
-        app.command(f"pybalancer.cli.{name}:{name}", name=name)
+    for position, name in enumerate(COMMANDS):
+        app.command(f"pybalancer.cli.{name}:{name}", name=name, sort_key=position, help_epilogue="")
     return app
 
 
@@ -44,13 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
         arguments = ["version"]
     try:
-        result = make_app()(
-            list(arguments),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-        sys.stdout.flush()
+        result = _invoke(list(arguments))
     except CycloptsError as error:
         command = next((word for word in arguments[:1] if word in COMMANDS), None)
         _complain(str(error))
@@ -73,9 +68,22 @@ def run(arguments: Sequence[str]) -> int:
         return exits.INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has seen enough. The interpreter would complain at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return exits.FAILED
     return result if isinstance(result, int) else exits.FINE
+
+
+def _invoke(arguments: list[str]) -> object:
+    try:
+        result = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except BaseExceptionGroup as group:
+        # Nurseries wrap what passes through them; one error inside is that error.
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+    return result
 
 
 def _complain(message: str) -> None:

@@ -25,9 +25,11 @@ def check(
 ) -> int:
     """Check a configuration file, and say everything that is wrong with it.
 
-    Names of hosts are not looked up. Exits with 1 if anything is wrong. For example:
+    Names of hosts are not looked up. Exits with 1 if anything is wrong.
 
-    pybalancer check pybalancer.toml
+    For example:
+
+    * `pybalancer check pybalancer.toml`
 
     Parameters
     ----------

@@ -17,11 +17,13 @@ def demo(
     clients: int = 300,
     json: Json = False,
 ) -> int:
-    """Show a balancer at work: WebSocket servers, clients that talk, and servers that die and come back.
+    """Show a balancer at work, with servers that die and come back.
 
-    Everything runs on this machine, on loopback, and is gone at the end. For example:
+    WebSocket servers, the balancer, and clients that talk: everything runs on this machine, on loopback, and is gone at the end.
 
-    pybalancer demo --for 30s
+    For example:
+
+    * `pybalancer demo --for 30s`
 
     Parameters
     ----------

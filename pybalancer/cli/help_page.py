@@ -7,7 +7,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from pybalancer.cli.app import make_app
+from pybalancer.cli.app import COMMANDS, make_app
 
 PAGE = Path(__file__).with_name("help.txt")
 WIDTH = 88
@@ -17,7 +17,10 @@ def generate() -> str:
     """The page as the commands have it."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        make_app(WIDTH)(["--help"], exit_on_error=False, result_action="return_value")
+        app = make_app(WIDTH)
+        for name in COMMANDS:
+            app[name].help  # noqa: B018 - imports the command, else its line would be empty
+        app(["--help"], exit_on_error=False, result_action="return_value")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 

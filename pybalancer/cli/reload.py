@@ -8,9 +8,11 @@ from pybalancer.errors import ConfigError, Problem
 def reload(*, admin: Admin = None, config: ConfigFile = None, json: Json = False) -> int:
     """Make the running balancer read its configuration file again.
 
-    If anything is wrong with the file, nothing changes and every problem is printed. For example:
+    If anything is wrong with the file, nothing changes and every problem is printed.
 
-    pybalancer reload --config pybalancer.toml
+    For example:
+
+    * `pybalancer reload --config pybalancer.toml`
     """
     from pybalancer.admin.client import Refused, find
 

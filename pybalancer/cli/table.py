@@ -27,9 +27,11 @@ def table(
     """Show how the hash table of each pool is shared out, or its fingerprint.
 
     Balancers with the same secret and backends have the same table: compare their digests. With a
-    file, no running balancer is asked. For example:
+    file, no running balancer is asked.
 
-    pybalancer table pybalancer.toml --digest
+    For example:
+
+    * `pybalancer table pybalancer.toml --digest`
 
     Parameters
     ----------

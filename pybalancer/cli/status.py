@@ -1,0 +1,143 @@
+"""``pybalancer status``."""
+
+from typing import TYPE_CHECKING, Any
+
+from pybalancer.cli import exits
+from pybalancer.cli.options import Admin, ConfigFile, Json, make_console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False) -> int:
+    """Show listeners, pools, backends and workers of the running balancer.
+
+
+
+    For example:
+
+    * `pybalancer status`
+    * `pybalancer status --json | jq '.pools[].backends[] | {name, state, active}'`
+    """
+    from pybalancer.admin.client import find
+
+    content = find(admin, config).get("/status")
+    if json:
+        print_json(content)
+    else:
+        console = make_console()
+        _show_summary(console, content)
+        _show_listeners(console, content["listeners"])
+        for pool in content["pools"]:
+            _show_pool(console, pool)
+        _show_workers(console, content["workers"])
+    return exits.FINE
+
+
+def _show_summary(console: "Console", status: dict[str, Any]) -> None:
+    console.print(
+        f"pybalancer {status['version']} (pid {status['pid']}) up {span(status['uptime_seconds'])}, "
+        f"{status['active']} tunnels, plan {status['generation']}"
+        + (f" from {status['config_file']}" if status["config_file"] else "")
+    )
+    reload = status["last_reload"]
+    if reload and not reload["ok"]:
+        console.print(f"the last reload failed, the plan before it runs on:\n{reload['error']}", style="red")
+
+
+def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title="listeners", title_justify="left")
+    for column in ("name", "address", "pool"):
+        table.add_column(column)
+    for column in ("tunnels", "accepted", "refused", "in", "out"):
+        table.add_column(column, justify="right")
+    for listener in listeners:
+        refused = {reason: count for reason, count in listener["refused"].items() if count}
+        table.add_row(
+            listener["name"],
+            listener["bound"] or f"{listener['bind']} (closed)",
+            listener["pool"],
+            str(listener["active"]),
+            str(listener["accepted"]),
+            ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "0",
+            size(listener["bytes_in"]),
+            size(listener["bytes_out"]),
+        )
+    console.print(table)
+
+
+def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"pool {pool['name']} · {pool['policy']} by {pool['key']} · table {pool['digest'][:12]}"
+    table = Table(title=title, title_justify="left")
+    for column in ("backend", "address", "health"):
+        table.add_column(column)
+    for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from"):
+        table.add_column(column, justify="right")
+    for backend in pool["backends"]:
+        up = backend["state"] == "up"
+        ports = f"{backend['ports_used']}/{backend['ports_total']}" if backend["ports_total"] else "-"
+        table.add_row(
+            backend["name"],
+            backend["address"],
+            Text(_health(backend), style="green" if up else "red"),
+            f"{backend['share']:.1%}",
+            str(backend["active"]),
+            str(backend["opened"]),
+            str(backend["connect_failures"]),
+            ports,
+            size(backend["bytes_to_backend"]),
+            size(backend["bytes_to_client"]),
+        )
+    console.print(table)
+
+
+def _health(backend: dict[str, Any]) -> str:
+    text = str(backend["state"])
+    if backend["state"] != "up":
+        since = f" for {span(backend['since_seconds'])}"
+        return text + since + (f": {backend['reason']}" if backend["reason"] else "")
+    if backend["ramp"] < 1:
+        return f"{text}, takes {backend['ramp']:.0%} of its share yet"
+    return text
+
+
+def _show_workers(console: "Console", workers: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title="workers", title_justify="left")
+    for column in ("worker", "tunnels", "accepted", "descriptors", "copied", "spliced", "restarts"):
+        table.add_column(column, justify="right")
+    for worker in workers:
+        table.add_row(
+            str(worker["index"]),
+            str(worker["tunnels"]),
+            str(worker["accepted"]),
+            str(worker["descriptors"]),
+            size(worker["bytes_copied"]),
+            size(worker["bytes_spliced"]),
+            str(worker["restarts"]),
+        )
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``1.5 MB``, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A time for people: ``42s``, ``3m 20s``, ``5h 7m``, ``12d 3h``."""
+    whole = int(seconds)
+    for large, small, unit in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
+        if whole >= large:
+            return f"{whole // large}{unit[0]} {whole % large // small}{unit[1]}"
+    return f"{whole}s"
