@@ -19,7 +19,8 @@ def demo(
 ) -> int:
     """Show a balancer at work, with servers that die and come back.
 
-    WebSocket servers, the balancer, and clients that talk: everything runs on this machine, on loopback, and is gone at the end.
+    WebSocket servers, the balancer and clients that talk: all on this machine's loopback, and gone at
+    the end.
 
     For example:
 

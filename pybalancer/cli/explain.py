@@ -26,7 +26,6 @@ def explain(
     """Say which backend a client gets, why, and which it would get next.
 
 
-
     For example:
 
     * `pybalancer explain 203.0.113.7:51234`

@@ -13,7 +13,6 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
     """Show listeners, pools, backends and workers of the running balancer.
 
 
-
     For example:
 
     * `pybalancer status`

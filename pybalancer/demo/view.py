@@ -10,6 +10,10 @@ from typing import Protocol
 from pybalancer.demo.tally import Tally
 
 
+_BAR = 18
+"""Columns of the longest bar; the table then fits into 80."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendLine:
     """One backend, as the balancer sees it."""
@@ -83,12 +87,11 @@ class _Live:
 
         self._seconds = frame.seconds
         table = Table(title=f"pybalancer demo · {frame.seconds:.0f} s", title_justify="left")
-        table.add_column("backend")
-        table.add_column("address")
-        table.add_column("health")
-        table.add_column("tunnels", justify="right")
-        table.add_column("", width=30)
-        table.add_column("opened", justify="right")
+        for column in ("backend", "address", "health"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("tunnels", justify="right", no_wrap=True)
+        table.add_column("", width=_BAR)
+        table.add_column("opened", justify="right", no_wrap=True)
         most = max((backend.tunnels for backend in frame.backends), default=0) or 1
         for backend in frame.backends:
             table.add_row(
@@ -96,7 +99,7 @@ class _Live:
                 backend.address,
                 Text(backend.state, style="green" if backend.state == "up" else "red"),
                 str(backend.tunnels),
-                Text("█" * round(30 * backend.tunnels / most), style="cyan"),
+                Text("█" * round(_BAR * backend.tunnels / most), style="cyan"),
                 str(backend.opened),
             )
         tally = frame.tally
