@@ -1,5 +1,6 @@
 """All commands, and what becomes of their errors: ``run``."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -67,8 +68,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough. The interpreter would complain at exit.
-        sys.stdout = None
+        # The reader of a pipe (head, less) has seen enough. What is still buffered has to go somewhere,
+        # or the interpreter complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.FAILED
     return result if isinstance(result, int) else exits.FINE
 

@@ -107,8 +107,9 @@ def serve(
             raise exits.UsageError(f"serve what? {EXAMPLES}")
         config = _from_flags(listen or [], to or [], pool, max_connections, given)
     else:
-        alone = {"listen": listen, "to": to, **pool, "max_connections": max_connections}
-        for name, value in alone.items():
+        if listen or to:
+            raise exits.UsageError(f"either a file, or --listen and --to; {EXAMPLES}")
+        for name, value in {**pool, "max_connections": max_connections}.items():
             if value is not None:
                 flag = "--" + name.replace("_", "-")
                 raise exits.UsageError(f"{flag} goes with --listen and --to; with a file, write it there")

@@ -47,7 +47,7 @@ def _show_summary(console: "Console", status: dict[str, Any]) -> None:
 def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table(title="listeners", title_justify="left")
+    table = Table()
     for column in ("name", "address", "pool"):
         table.add_column(column)
     for column in ("tunnels", "accepted", "refused", "in", "out"):
@@ -71,8 +71,8 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"pool {pool['name']} · {pool['policy']} by {pool['key']} · table {pool['digest'][:12]}"
-    table = Table(title=title, title_justify="left")
+    console.print(f"\npool {pool['name']} · {pool['policy']} by {pool['key']} · table {pool['digest'][:12]}")
+    table = Table()
     for column in ("backend", "address", "health"):
         table.add_column(column)
     for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from"):
@@ -108,7 +108,7 @@ def _health(backend: dict[str, Any]) -> str:
 def _show_workers(console: "Console", workers: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table(title="workers", title_justify="left")
+    table = Table()
     for column in ("worker", "tunnels", "accepted", "descriptors", "copied", "spliced", "restarts"):
         table.add_column(column, justify="right")
     for worker in workers:

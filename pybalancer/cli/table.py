@@ -101,7 +101,8 @@ def _show(pools: dict[str, dict[str, Any]]) -> None:
 
     console = make_console()
     for name, content in pools.items():
-        shown = Table(title=f"pool {name} · digest {content['digest']}", title_justify="left")
+        console.print(f"pool {name} · digest {content['digest']}")
+        shown = Table()
         shown.add_column("backend")
         shown.add_column("share", justify="right")
         for backend, share in content["shares"].items():
