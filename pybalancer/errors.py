@@ -46,3 +46,12 @@ class StartError(PybalancerError, OSError):
 
 class AdminError(PybalancerError):
     """The running balancer cannot be asked: it does not answer, or it refused."""
+
+
+def __getattr__(name: str) -> Any:
+    """``PlanError`` and ``EngineError``, which the compiled core defines: loaded when first asked for."""
+    if name not in ("EngineError", "PlanError"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pybalancer import _core
+
+    return getattr(_core, name)

@@ -6,20 +6,28 @@ import copy
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from pybalancer.config import model, rules
+from pybalancer.config import messages, rules
 from pybalancer.config.model import Config
 from pybalancer.config.positions import Path, Place, positions
-from pybalancer.config.rules import meant, path_text
+from pybalancer.config.rules import path_text
 from pybalancer.errors import ConfigError, Problem
 
 MOST_BYTES: Final = 4 << 20
 """A configuration of thousands of backends has a few hundred KiB."""
+
+MOST_PARTS: Final = 16
+"""Parts of a key; the deepest of ours has five."""
+
+MOST_PROBLEMS: Final = 1000
+"""As many are listed. A file with more is something else by mistake."""
+
+COMMAND_LINE: Final = "command line"
 
 ENVIRONMENT: Final[Mapping[str, tuple[str, str]]] = {
     "PYBALANCER_WORKERS": ("balancer", "workers"),
@@ -29,49 +37,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, str]]] = {
     "PYBALANCER_LOG_FORMAT": ("log", "format"),
     "PYBALANCER_LOG_LEVEL": ("log", "level"),
 }
-"""Variables that override the file."""
-
-FOREIGN: Final[Mapping[str, str]] = {
-    "upstream": "pools of servers are [pools.NAME]",
-    "upstreams": "pools of servers are [pools.NAME]",
-    "server": "servers are [[pools.NAME.backends]]",
-    "servers": "servers are [[pools.NAME.backends]]",
-    "backend": "servers are [[pools.NAME.backends]]",
-    "backends": "servers are [[pools.NAME.backends]]",
-    "frontend": "addresses to listen on are [[listeners]]",
-    "frontends": "addresses to listen on are [[listeners]]",
-    "listen": 'addresses to listen on are [[listeners]] with bind = ":8080"',
-    "listener": "addresses to listen on are [[listeners]]",
-    "pool": "pools are [pools.NAME]",
-    "global": "the process as a whole is [balancer]",
-    "defaults": "there are no defaults to inherit: each pool says what it needs",
-    "maxconn": "the limit of a listener is max_connections",
-    "max_conns": "the limit of a listener is max_connections",
-    "balance": "how a backend is picked is policy",
-    "algorithm": "how a backend is picked is policy",
-    "method": "how a backend is picked is policy",
-    "timeout": "there are connect_timeout, idle_timeout and half_closed_timeout",
-    "timeouts": "there are connect_timeout, idle_timeout and half_closed_timeout",
-    "proxy_timeout": "quiet tunnels end after the pool's idle_timeout",
-    "proxy_connect_timeout": "the pool's connect_timeout",
-    "proxy_protocol": "accept_proxy on a listener, send_proxy on a pool",
-    "send-proxy": "send_proxy of the pool",
-    "accept-proxy": "accept_proxy of the listener",
-    "check": "checks are [pools.NAME.health]",
-    "health_check": "checks are [pools.NAME.health]",
-    "slowstart": "slow_start of the pool",
-    "worker_processes": "workers of [balancer]",
-    "nbthread": "workers of [balancer]",
-    "threads": "workers of [balancer]",
-    "port": 'addresses have their port: bind = ":8080"',
-    "host": 'addresses are one text: address = "host:port"',
-    "url": 'addresses are address = "host:port"',
-    "routes": 'routes need mode = "websocket", which this version does not have',
-    "drain": "draining is not in this version",
-    "tls": "TLS is not in this version: put it in front, with send_proxy",
-    "ssl": "TLS is not in this version: put it in front, with send_proxy",
-}
-"""Words of nginx, HAProxy and others, and where ours are."""
+"""Variables that override the file. An empty one counts as not set."""
 
 
 def load_file(
@@ -121,18 +87,19 @@ def load_text(
     overrides: Mapping[tuple[str, str], Any] | None = None,
 ) -> Config:
     """The same from text. ``name`` stands for the file in messages."""
+    if text.startswith("\ufeff"):
+        raise ConfigError([Problem(name, 1, 1, "", "begins with a byte order mark", "save it without")])
+    if (line := next(_deepest(text), None)) is not None:
+        raise ConfigError([Problem(name, line, 1, "", "is nested too deeply")])
     try:
-        values = tomllib.loads(text.replace("\r\n", "\n"))
+        values = tomllib.loads(text)
+        places = positions(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax(name, text, str(error))]) from None
     except (RecursionError, ValueError) as error:
-        # Nested a thousand deep, or a number of a million digits: no configuration.
+        # Brackets a thousand deep, a number of a million digits, the 31st of February.
         why = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError([Problem(name, None, None, "", why)]) from None
-    try:
-        places = positions(text)
-    except RecursionError:
-        places = {}
     return check(values, name, places, env or {}, overrides or {})
 
 
@@ -153,11 +120,11 @@ def from_flags(
 ) -> Config:
     """The configuration that ``serve --listen … --to …`` means: one pool, named ``default``.
 
-    ``to`` may end in ``,weight=N``. ``health`` is a kind of check.
+    ``to`` may end in ``,weight=N``. ``health`` is a kind of check. ``pool`` has more keys of the pool;
+    numbers may be given as text.
     """
-    name = "command line"
     problems = [
-        Problem(name, None, None, flag, "is missing", f"for example {flag} {example}")
+        Problem(COMMAND_LINE, None, None, flag, "is missing", f"for example {flag} {example}")
         for flag, given, example in (("--listen", listen, ":8080"), ("--to", to, "127.0.0.1:9001"))
         if not given
     ]
@@ -166,29 +133,27 @@ def from_flags(
     backends = []
     for address in to:
         where, comma, weight = address.partition(",weight=")
-        backends.append({"name": _short(where), "address": where, "weight": weight if comma else 1})
+        if comma and not isinstance(_number(weight), int):
+            hint = "for example 127.0.0.1:9001,weight=3"
+            problems.append(Problem(COMMAND_LINE, None, None, "--to", f"{weight!r} is no weight", hint))
+        name = where[-63:]  # The names of long socket paths keep their end.
+        backends.append({"name": name, "address": where, "weight": _number(weight) if comma else 1})
+    if problems:
+        raise ConfigError(problems)
     many = len(listen) > 1
     listeners = [
         {"name": f"public-{index}" if many else "public", "bind": bind, "pool": "default"}
         for index, bind in enumerate(listen, 1)
     ]
-    values: dict[str, Any] = {
-        "listeners": listeners,
-        "pools": {
-            "default": {
-                "policy": policy,
-                "backends": backends,
-                **({"health": {"kind": health}} if health else {}),
-                **{key: value for key, value in pool.items() if value is not None},
-            }
-        },
-    }
-    return check(values, name, {}, env or {}, overrides or {})
-
-
-def _short(address: str) -> str:
-    """A backend named after its address; the names of long socket paths keep their end."""
-    return address[-63:] if len(address.encode()) > 63 else address
+    settings: dict[str, Any] = {"policy": policy, "backends": backends}
+    if health is not None:
+        settings["health"] = {"kind": health}
+    settings |= {key: _number(value) for key, value in pool.items() if value is not None}
+    values = {"listeners": listeners, "pools": {"default": settings}}
+    flags: dict[Path, str] = {("listeners",): "--listen"}
+    flags |= {("pools", "default", key): _flag(key) for key in settings}
+    flags["pools", "default", "backends"] = "--to"
+    return check(values, COMMAND_LINE, {}, env or {}, overrides or {}, flags)
 
 
 def check(
@@ -197,52 +162,80 @@ def check(
     places: Mapping[Path, Place],
     env: Mapping[str, str],
     overrides: Mapping[tuple[str, str], Any],
+    flags: Mapping[Path, str] | None = None,
 ) -> Config:
-    """Values to ``Config``. ``places`` tells where a key stands, by its path."""
-    foreign: dict[Path, str] = {}
+    """Values to ``Config``. ``places`` and ``flags`` tell where a key stands, by its path."""
+    variables: dict[Path, str] = {}
+    flags = dict(flags or {})
     for variable, path in ENVIRONMENT.items():
-        if variable in env:
-            _put(values, path, env[variable])
-            foreign[path] = variable
+        if text := env.get(variable):
+            _put(values, path, text)
+            variables[path] = variable
     for path, value in overrides.items():
         _put(values, path, value)
-        foreign[path] = "--" + path[1].replace("_", "-")
+        variables.pop(path, None)
+        flags[path] = _flag(path[1])
 
     def problem(path: Path, message: str, suggestion: str | None) -> Problem:
-        if path in foreign:
-            origin = "command line" if foreign[path].startswith("--") else "environment"
-            return Problem(origin, None, None, foreign[path], message, suggestion)
-        # The nearest place that is known: of a missing key, its table.
-        near = next((path[:length] for length in range(len(path), 0, -1) if path[:length] in places), None)
-        line, column = places[near] if near else (None, None)
+        if path in variables:
+            return Problem("environment", None, None, variables[path], message, suggestion)
+        if flag := _nearest(path, flags):
+            return Problem(COMMAND_LINE, None, None, flag, message, suggestion)
+        # Of a missing key its table.
+        line, column = _nearest(path, places) or (None, None)
         return Problem(name, line, column, path_text(path), message, suggestion)
 
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        found = list(_translated(error))
+        found = list(messages.findings(error))
         # So that all is said at once: what else would be wrong if these were right.
         reported = {path for path, _, _ in found}
         found += [finding for finding in _beyond(values, found) if finding[0] not in reported]
-        raise ConfigError(_in_order(problem(*finding) for finding in found)) from None
+        raise ConfigError(_in_order(found, problem)) from None
     if found := list(rules.mistakes(config)):
-        raise ConfigError(_in_order(problem(*finding) for finding in found))
-    config.note(problem(*finding) for finding in rules.doubts(config))
+        raise ConfigError(_in_order(found, problem))
+    config.note(_in_order(list(rules.doubts(config)), problem))
     return config
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0))
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
 
 
-def _translated(error: ValidationError) -> Iterator[rules.Finding]:
-    seen: set[Path] = set()
-    for detail in error.errors(include_url=False):
-        finding = _translate(detail)
-        # A value may fail in several branches of its type: the first says it.
-        if finding[0] not in seen:
-            seen.add(finding[0])
-            yield finding
+def _number(value: Any) -> Any:
+    """A flag or variable that stands for a number; anything else stays, and the model says what is wrong."""
+    if isinstance(value, str) and len(value) < 20:
+        if re.fullmatch(r"-?[0-9]+", value):
+            return int(value)
+        if re.fullmatch(r"-?[0-9]*\.[0-9]+", value):
+            return float(value)
+    return value
+
+
+def _put(values: dict[str, Any], path: tuple[str, str], value: Any) -> None:
+    section = values.setdefault(path[0], {})
+    if isinstance(section, dict):
+        section[path[1]] = _number(value) if path[1] == "workers" else value
+
+
+T = TypeVar("T")
+
+
+def _nearest(path: Path, known: Mapping[Path, T]) -> T | None:
+    """What is known of ``path``, or of the innermost table around it."""
+    lengths = range(len(path), 0, -1)
+    return next((known[path[:length]] for length in lengths if path[:length] in known), None)
+
+
+def _in_order(
+    found: Sequence[rules.Finding], problem: Callable[[Path, str, str | None], Problem]
+) -> list[Problem]:
+    problems = [problem(*finding) for finding in found[:MOST_PROBLEMS]]
+    problems.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+    if more := len(found) - len(problems):
+        problems.append(Problem(problems[0].file, None, None, "", f"and {more} more problems"))
+    return problems
 
 
 _STAND_INS: Final = {"bind": "127.0.0.1:0", "address": "127.0.0.1:1"}
@@ -250,34 +243,25 @@ _STAND_INS: Final = {"bind": "127.0.0.1:0", "address": "127.0.0.1:1"}
 
 def _beyond(values: dict[str, Any], found: Sequence[rules.Finding]) -> list[rules.Finding]:
     """The mistakes that remain with every wrong value left out, or replaced where it must be there."""
-    repaired = copy.deepcopy(values)
-    pools = [name for name in repaired.get("pools", {}) if isinstance(name, str)]
-    for number, (path, _, _) in enumerate(found):
-        table: Any = repaired
-        try:
+    pools = values.get("pools")
+    stand_in = next(iter(pools), "?") if isinstance(pools, dict) else "?"
+    try:
+        repaired = copy.deepcopy(values)
+        for number, (path, _, _) in enumerate(found):
+            table: Any = repaired
             for part in path[:-1]:
                 table = table[part]
             table.pop(path[-1], None)
             if path[-1] == "name":
                 table["name"] = f"? {number}"
-            elif path[-1] == "pool" and pools:
-                table["pool"] = pools[0]
+            elif path[-1] == "pool":
+                table["pool"] = stand_in
             elif path[-1] in _STAND_INS:
                 table[path[-1]] = _STAND_INS[str(path[-1])]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            return []
-    try:
         return list(rules.mistakes(Config.model_validate(repaired)))
-    except ValidationError:
+    except (ValidationError, LookupError, TypeError, AttributeError, RecursionError):
+        # Broken in a way that no stand-in mends: then what was found has to do.
         return []
-
-
-def _put(values: dict[str, Any], path: tuple[str, str], value: Any) -> None:
-    section = values.setdefault(path[0], {})
-    if isinstance(section, dict):
-        section[path[1]] = (
-            int(value) if isinstance(value, str) and value.isdecimal() and path[1] == "workers" else value
-        )
 
 
 def _syntax(name: str, text: str, message: str) -> Problem:
@@ -290,89 +274,13 @@ def _syntax(name: str, text: str, message: str) -> Problem:
     return Problem(name, line, column, "", f"not TOML: {said}")
 
 
-_PLAIN: Final = {
-    "missing": "is missing",
-    "int_type": "is a whole number",
-    "int_parsing": "is a whole number",
-    "int_from_float": "is a whole number",
-    "float_type": "is a number",
-    "float_parsing": "is a number",
-    "string_type": "is text",
-    "bool_type": "is true or false",
-    "bool_parsing": "is true or false",
-    "tuple_type": "is a list",
-    "dict_type": "is a table",
-    "model_type": "is a table",
-}
+_QUOTED: Final = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|#.*")
 
 
-def _translate(detail: Any) -> rules.Finding:
-    """One of pydantic's findings in our words."""
-    path: Path = tuple(part for part in detail["loc"] if part != "[key]")
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return path, "unknown key", _suggest(path)
-    if kind in ("literal_error", "enum"):
-        known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        given = detail.get("input")
-        hint = meant(given, known) if isinstance(given, str) else None
-        return path, f"is one of {', '.join(known)}", hint
-    if kind in ("value_error", "assertion_error"):
-        return path, str(context.get("error", detail["msg"])), None
-    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        word = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-        limits = [f"{word[key]} {value:g}" for key, value in context.items() if key in word]
-        return path, f"is {' and '.join(limits)}", None
-    if kind == "string_pattern_mismatch":
-        return path, "has characters that are not allowed there", None
-    if kind == "missing":
-        return path, "is missing", None
-    return path, _PLAIN.get(kind, detail["msg"][:1].lower() + detail["msg"][1:]), None
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, alone, in a list or in a table."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for candidate in get_args(annotation):
-        if (found := _section(candidate)) is not None:
-            return found
-    return None
-
-
-def _suggest(path: Path) -> str | None:
-    key = str(path[-1])
-    here: type[BaseModel] = Config
-    skip = False
-    for part in path[:-1]:
-        if isinstance(part, int) or skip:
-            skip = False
-            continue
-        field = here.model_fields.get(part)
-        if field is None:
-            return None
-        annotation = field.annotation
-        section = _section(annotation)
-        if section is None:
-            return None
-        # The keys of a table of tables are names.
-        skip = getattr(annotation, "__origin__", None) is dict
-        here = section
-    if found := meant(key, list(here.model_fields)):
-        return found
-    if key in FOREIGN:
-        return FOREIGN[key]
-    for section, title in _SECTIONS.items():
-        if key in section.model_fields:
-            return f"it belongs into {title}"
-    return None
-
-
-_SECTIONS: Final[Mapping[type[BaseModel], str]] = {
-    model.BalancerConfig: "[balancer]",
-    model.LogConfig: "[log]",
-    model.ListenerConfig: "[[listeners]]",
-    model.PoolConfig: "[pools.NAME]",
-    model.BackendConfig: "[[pools.NAME.backends]]",
-    model.HealthConfig: "[pools.NAME.health]",
-}
+def _deepest(text: str) -> Iterator[int]:
+    """The lines with keys of more parts than any of ours: parsing them takes quadratic time and memory."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_PARTS:
+            keys = re.split(r"[,={}\[\]]", _QUOTED.sub("", line))
+            if any(key.count(".") > MOST_PARTS for key in keys):
+                yield number

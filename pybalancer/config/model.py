@@ -12,15 +12,22 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from pybalancer.config.values import (
+    Admin,
     Bind,
     Duration,
+    FieldValue,
+    File,
     Mode,
     Name,
     Network,
+    Number,
+    Origin,
     Rate,
     Source,
     Statuses,
     Target,
+    Truth,
+    Whole,
 )
 from pybalancer.errors import Problem
 
@@ -53,16 +60,16 @@ def _secret(value: Any) -> Any:
 class Section(BaseModel):
     """What all sections have in common: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class BalancerConfig(Section):
     """The process as a whole."""
 
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
+    workers: Annotated[Whole, Field(ge=0, le=1024)] = Field(
         0, description="Worker threads; 0: one per core that the process may use. Fixed at the start."
     )
-    admin: str | None = Field(
+    admin: Admin | None = Field(
         None,
         description="Address of the admin interface: `unix:/path`, `IP:PORT` (needs a token), or `none`. "
         "Default: a socket under the run directory (`$RUNTIME_DIRECTORY`, `/run/pybalancer` for root, else "
@@ -72,10 +79,10 @@ class BalancerConfig(Section):
     admin_token: SecretStr | None = Field(
         None, description="Bearer token that a TCP admin address asks for (at least 16 characters)."
     )
-    admin_token_file: str | None = Field(
+    admin_token_file: File | None = Field(
         None, description="File with that token, readable by its owner only."
     )
-    admin_origins: tuple[str, ...] = Field(
+    admin_origins: tuple[Origin, ...] = Field(
         (), description="Origins (`https://host`) of web pages that may POST to the admin interface."
     )
     secret: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
@@ -83,17 +90,17 @@ class BalancerConfig(Section):
         description="128-bit key of all hashes, 32 hexadecimal digits. Balancers with the same secret and "
         "backends have the same table. Better kept in `secret_file`.",
     )
-    secret_file: str | None = Field(
+    secret_file: File | None = Field(
         None,
         description="File with the secret, readable by its owner only. Without either, a random one is made "
         "and kept in the state directory.",
         examples=["/etc/pybalancer/secret"],
     )
-    stats: str | None = Field(
+    stats: File | None = Field(
         None,
         description="File for the shared-memory counters; by default they have none. Fixed at the start.",
     )
-    watch: bool = Field(False, description="Reload when the file changes (its directory is watched).")
+    watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
         10.0, description="How long TERM lets live tunnels go on before they are aborted."
     )
@@ -104,7 +111,7 @@ class LogConfig(Section):
 
     format: Literal["human", "json"] = Field("human", description="Lines for people, or JSON objects.")
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
-    connections: bool = Field(True, description="One record per connection, when it ends.")
+    connections: Truth = Field(True, description="One record per connection, when it ends.")
 
 
 class ListenerConfig(Section):
@@ -120,7 +127,7 @@ class ListenerConfig(Section):
         "tcp", description="`tcp`: relay the bytes of each connection to a backend, whatever they mean."
     )
     pool: str = Field(description="The pool that its connections go to.")
-    backlog: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    backlog: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
         4096, description="Connections that wait in the kernel to be accepted (see `net.core.somaxconn`)."
     )
     unix_mode: Mode = Field(0o666, description="Permissions of a Unix socket.")
@@ -134,23 +141,23 @@ class ListenerConfig(Section):
         (), description="Networks whose PROXY headers are believed. Others are served as plain clients."
     )
     proxy_timeout: Duration = Field(3.0, description="How long the PROXY header may take.")
-    refuse_unexpected_proxy: bool = Field(
+    refuse_unexpected_proxy: Truth = Field(
         True, description="Refuse a client that begins with a PROXY header where none is expected."
     )
-    max_connections: Annotated[int, Field(ge=0, le=2**31)] = Field(
+    max_connections: Annotated[Whole, Field(ge=0, le=2**31)] = Field(
         0, description="Live connections at most; more are refused at once. 0: no limit."
     )
-    max_connections_per_source: Annotated[int, Field(ge=0, le=2**31)] = Field(
+    max_connections_per_source: Annotated[Whole, Field(ge=0, le=2**31)] = Field(
         0, description="The same per client address (IPv6: per /64). 0: no limit."
     )
     accept_rate: Rate | None = Field(
         None, description="New connections per time at most.", examples=["2000/s"]
     )
-    accept_burst: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+    accept_burst: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
         None,
         description="How many of them may come at once. Default: 0.1 s worth, at least 1.",
     )
-    accept_queue: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+    accept_queue: Annotated[Whole, Field(ge=0, le=10_000_000)] = Field(
         1024, description="How many may wait for `accept_rate`; more are refused at once."
     )
     queue_timeout: Duration = Field(1.0, description="How long one may wait there before it is refused.")
@@ -166,7 +173,7 @@ class BackendConfig(Section):
         description="`HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Names are looked up at start and reload.",
         examples=["10.0.0.11:9001"],
     )
-    weight: Annotated[int, Field(ge=0, le=65535)] = Field(
+    weight: Annotated[Whole, Field(ge=0, le=65535)] = Field(
         1, description="Share relative to the others; 0 takes no new connections."
     )
 
@@ -177,7 +184,7 @@ class HealthConfig(Section):
     kind: Literal["tcp", "http", "websocket"] = Field(
         "tcp", description="`tcp`: connects. `http`: GET answers. `websocket`: handshake, then ping and pong."
     )
-    path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = Field(
+    path: Annotated[str, Field(pattern=r"^/[!\"$-~]*$")] = Field(
         "/", description="Request target of http and websocket."
     )
     host: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = Field(
@@ -187,15 +194,17 @@ class HealthConfig(Section):
     timeout: Annotated[Duration, Field(ge=0.001)] = Field(
         1.0, description="For the whole of a probe, from the connect on."
     )
-    rise: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Good probes in a row that mark it up.")
-    fall: Annotated[int, Field(ge=1, le=1000)] = Field(
+    rise: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        2, description="Good probes in a row that mark it up."
+    )
+    fall: Annotated[Whole, Field(ge=1, le=1000)] = Field(
         3, description="Bad probes in a row, or failed connects within 10 s, that mark it down."
     )
-    jitter: Annotated[float, Field(ge=0, le=1)] = Field(
+    jitter: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.2, description="Share of the interval by which probes vary, so that they do not come in step."
     )
     expect: Statuses = Field(((200, 399),), description="Statuses that count as healthy, for http.")
-    headers: dict[Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")], str] = Field(
+    headers: dict[Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")], FieldValue] = Field(
         default_factory=dict, description="More headers for http and websocket."
     )
 
@@ -211,10 +220,10 @@ class PoolConfig(Section):
     key: Annotated[Literal["source", "source-ip"], BeforeValidator(_key)] = Field(
         "source", description="What is hashed: `source` (address and port) or `source-ip` (address alone)."
     )
-    table_size: Annotated[int, Field(ge=16381, le=655373)] = Field(
+    table_size: Annotated[Whole, Field(ge=16381, le=655373)] = Field(
         65537, description="Slots of the Maglev table, a prime; at least 100 times the backends."
     )
-    max_skew: Annotated[float, Field(gt=1, le=100)] | None = Field(
+    max_skew: Annotated[Number, Field(gt=1, le=100)] | None = Field(
         None,
         description="Bounded loads: a backend above this many times its fair share passes new connections on "
         "to the key's next choice.",
@@ -223,7 +232,7 @@ class PoolConfig(Section):
     sources: tuple[Source, ...] = Field(
         (), description="Outgoing addresses. Each gives about 28,000 more connections per backend."
     )
-    tries: Annotated[int, Field(ge=1, le=255)] = Field(
+    tries: Annotated[Whole, Field(ge=1, le=255)] = Field(
         3, description="Backends tried for one client before it is refused."
     )
     connect_timeout: Duration = Field(5.0, description="For one attempt to connect.")
@@ -242,7 +251,7 @@ class PoolConfig(Section):
     send_proxy: Literal["v1", "v2"] | None = Field(
         None, description="Begin each connection to a backend with a PROXY protocol header."
     )
-    transparent: bool = Field(
+    transparent: Truth = Field(
         False,
         description="Connect to backends from the client's own address (IP_TRANSPARENT). Needs CAP_NET_ADMIN "
         "and routes that bring the answers back here.",
@@ -251,7 +260,7 @@ class PoolConfig(Section):
         "keep", description="Live tunnels of a backend that a reload removes."
     )
     on_down: Literal["keep", "close"] = Field("keep", description="Live tunnels of a backend that goes down.")
-    panic: Annotated[float, Field(ge=0, le=1)] = Field(
+    panic: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="Share of backends up below which all are treated as up; 0: never."
     )
     slow_start: Duration = Field(

@@ -64,7 +64,7 @@ def _lines() -> Iterator[str]:
             required = (
                 "**required**"
                 if field.is_required()
-                else f"`{_written(field.get_default(call_default_factory=True), name)}`"
+                else _default(field.get_default(call_default_factory=True), name)
             )
             example = f" For example `{_literal(field.examples[0])}`." if field.examples else ""
             text = f"{field.description or ''}{example}".replace("|", "\\|")
@@ -116,9 +116,11 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
+def _default(value: Any, name: str) -> str:
+    return "unset" if value is None else f"`{_written(value, name)}`"
+
+
 def _written(value: Any, name: str) -> str:
-    if value is None:
-        return "none"
     if name == "unix_mode":
         return f'"{value:04o}"'
     if name == "expect":

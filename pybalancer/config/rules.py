@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from pybalancer.config.model import Config, ListenerConfig, PoolConfig
@@ -15,6 +15,11 @@ Finding = tuple[Path, str, str | None]
 
 MOST_ENTRIES: Final = 4096
 """Listeners and backends together: the statistics have room for that many."""
+
+CHECKS_OWN: Final = frozenset(
+    ("host", "connection", "upgrade", "content-length", "transfer-encoding", "user-agent")
+)
+"""Headers that a second one of would make a check's request ambiguous."""
 
 
 def meant(word: str, known: list[str]) -> str | None:
@@ -46,17 +51,8 @@ def _balancer(config: Config) -> Iterator[Finding]:
     token = section.admin_token
     if token is not None and len(token.get_secret_value()) < 16:
         yield ("balancer", "admin_token"), "is shorter than 16 characters", "try `openssl rand -hex 16`"
-    admin = section.admin
-    if admin is None or admin == "none" or admin.startswith("unix:"):
-        return
-    from pybalancer.config.values import bind
-
-    try:
-        bind(admin)
-    except ValueError as error:
-        yield ("balancer", "admin"), str(error), None
-        return
-    if token is None and section.admin_token_file is None:
+    over_tcp = section.admin is not None and section.admin != "none" and not section.admin.startswith("unix:")
+    if over_tcp and token is None and section.admin_token_file is None:
         yield (
             ("balancer", "admin"),
             "whoever reaches a TCP address could steer the balancer",
@@ -66,7 +62,7 @@ def _balancer(config: Config) -> Iterator[Finding]:
 
 def _listeners(config: Config) -> Iterator[Finding]:
     if not config.listeners:
-        yield (), "there is no listener", 'add [[listeners]] with name, bind = ":8080" and pool'
+        yield ("listeners",), "there is none", 'add [[listeners]] with name, bind = ":8080" and pool'
     by_name: dict[str, int] = {}
     by_bind: dict[str, int] = {}
     for index, listener in enumerate(config.listeners):
@@ -78,7 +74,7 @@ def _listeners(config: Config) -> Iterator[Finding]:
             yield (*here, "bind"), f"listener {other!r} binds {listener.bind} already", None
         if listener.pool not in config.pools:
             pools = list(config.pools)
-            hint = meant(listener.pool, pools) or f"add [pools.{listener.pool}]"
+            hint = meant(listener.pool, pools) or f"add [{path_text(('pools', listener.pool))}]"
             yield (*here, "pool"), f"there is no pool {listener.pool!r}", hint
         yield from _proxy(here, listener)
 
@@ -106,6 +102,10 @@ def _pool(here: Path, pool: PoolConfig) -> Iterator[Finding]:
             f"{pool.table_size} is not prime",
             f"the next one is {next(primes, 655373)}",
         )
+    for header in pool.health.headers if pool.health else ():
+        if header.lower() in CHECKS_OWN or header.lower().startswith("sec-websocket-"):
+            place = (*here, "health", "headers", header)
+            yield place, "is sent by the check itself", "see host" if header.lower() == "host" else None
     if pool.transparent and pool.sources:
         yield (*here, "sources"), "transparent takes the client's address: there is none to choose", None
     families = {ipaddress.ip_address(source).version for source in pool.sources}
@@ -158,9 +158,13 @@ def path_text(path: Path) -> str:
             text += f"[{part}]"
         else:
             plain = part.replace("-", "").replace("_", "").isalnum() and part.isascii()
-            quoted = '"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"'
-            text += ("." if text else "") + (part if plain else ascii(quoted)[1:-1])
+            text += ("." if text else "") + (part if plain else _quoted(part))
     return text
 
 
-Find = Callable[[Config], Iterator[Finding]]
+def _quoted(key: str) -> str:
+    """A key in quotes, fit to be shown: what would move a terminal's cursor is escaped."""
+    shown = (
+        f"\\{one}" if one in '"\\' else one if one.isprintable() else f"\\U{ord(one):08x}" for one in key
+    )
+    return f'"{"".join(shown)}"'

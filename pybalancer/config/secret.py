@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import shlex
 import stat
+import tempfile
 from pathlib import Path
 
 from pybalancer.config.model import BalancerConfig, Config
@@ -52,13 +55,19 @@ def read_token(section: BalancerConfig) -> str | None:
 def read_private(path: str, key: str) -> str:
     """The text of a small file that nobody else may read. Raises ConfigError."""
     try:
-        with Path(path).open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise _problem(path, key, f"others may read it (mode {mode:04o})", f"chmod 600 {path}")
-            return file.read(4096).decode("ascii", "replace")
+        return _read(Path(path), key)
     except OSError as error:
         raise _problem(path, key, error.strerror or str(error)) from None
+
+
+def _read(path: Path, key: str) -> str:
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise _problem(
+                str(path), key, f"others may use it (mode {mode:04o})", f"chmod 600 {shlex.quote(str(path))}"
+            )
+        return file.read(4096).decode("ascii", "replace")
 
 
 def _problem(path: str, key: str, message: str, suggestion: str | None = None) -> ConfigError:
@@ -68,36 +77,47 @@ def _problem(path: str, key: str, message: str, suggestion: str | None = None) -
 def _parse(text: str, path: str) -> bytes:
     text = text.strip()
     if len(text) != 32 or not all(character in "0123456789abcdefABCDEF" for character in text):
-        hint = f"openssl rand -hex 16 > {path}"
+        hint = f"openssl rand -hex 16 > {shlex.quote(path)}"
         raise _problem(path, "balancer.secret_file", "holds no secret of 32 hexadecimal digits", hint)
     return bytes.fromhex(text)
 
 
 def _kept() -> bytes:
     """The secret of earlier runs, or a new one. A balancer that cannot keep it still starts."""
-    path = state_directory() / "secret"
     try:
-        return _parse(read_private(str(path), "secret"), str(path))
-    except ConfigError:
-        if path.exists():
-            raise
-    secret = os.urandom(16)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f"secret.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret.hex() + "\n")
+        path = state_directory() / "secret"
         try:
-            # A link, not a rename: of two that start at once both use the first one's.
-            os.link(temporary, path)
-        except FileExistsError:
-            return _parse(read_private(str(path), "secret"), str(path))
-        finally:
-            temporary.unlink()
-    except OSError as error:
+            text = _read(path, "balancer.secret_file")
+        except FileNotFoundError:
+            text = _keep(os.urandom(16).hex(), path)
+        return _parse(text, str(path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory.
         _log.warning(
             "the secret is not kept (%s): after a restart clients go to other backends; set secret_file",
             error,
         )
+        return _ephemeral()
+
+
+@functools.cache
+def _ephemeral() -> bytes:
+    """Made once per process: a reload must not shuffle the table."""
+    return os.urandom(16)
+
+
+def _keep(secret: str, path: Path) -> str:
+    """Write the secret, whole or not at all; the one that is kept: another process may have been first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix="secret.", dir=path.parent)  # With mode 0600.
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, not a rename: of two that start at once both use the first one's.
+        os.link(temporary, path)
+    except FileExistsError:
+        return _read(path, "balancer.secret_file")
+    finally:
+        os.unlink(temporary)
     return secret

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Strict, WithJsonSchema
 
 UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST: Final = 400 * 86400.0
@@ -56,11 +56,11 @@ def port(text: str, *, zero: bool = False) -> int:
     return number
 
 
-def _unix(value: str) -> str:
+def _unix(value: str, *, abstract: bool = True) -> str:
     path = value.removeprefix("unix:")
     if path in ("", "@") or "\0" in path:
         raise ValueError(f"{value!r} names no Unix socket")
-    if not path.startswith(("/", "@")):
+    if not path.startswith(("/", "@") if abstract else "/"):
         raise ValueError(f"a Unix socket is given by its full path, not {path!r}")
     if len(path.encode()) > MOST_PATH:
         raise ValueError(f"the path of a Unix socket has at most {MOST_PATH} bytes")
@@ -76,10 +76,23 @@ def split(value: str, *, zero: bool = False) -> tuple[str, int]:
     if host.startswith("["):
         if not host.endswith("]"):
             raise ValueError(f"{value!r} is not [IPv6]:PORT")
-        return str(ipaddress.IPv6Address(host[1:-1])), port(last, zero=zero)
+        return _ipv6(host[1:-1]), port(last, zero=zero)
     if ":" in host:
         raise ValueError(f"an IPv6 address goes into brackets: [{host}]:{last}")
     return host, port(last, zero=zero)
+
+
+def _ipv6(text: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv6 address") from None
+    zone = address.scope_id
+    if zone is not None and not (zone.isascii() and zone.isdigit()):
+        # The kernel takes the number; a name may stand for another one after the next boot.
+        bare = text.partition("%")[0]
+        raise ValueError(f"an interface is given by its number (`ip link`): [{bare}%2], not [{text}]")
+    return str(address)
 
 
 def _text(value: Any) -> str:
@@ -109,6 +122,14 @@ def bind(value: Any) -> str:
 
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+
+
+def admin(value: Any) -> str:
+    """Where the admin interface is: ``unix:/path``, an address, or ``none``."""
+    value = _text(value)
+    if value == "none" or value.startswith("unix:"):
+        return value if value == "none" else _unix(value, abstract=False)
+    return bind(f"127.0.0.1{value}" if value.startswith(":") else value)
 
 
 def target(value: Any) -> str:
@@ -143,9 +164,36 @@ def source(value: Any) -> str:
         address = ipaddress.ip_address(_text(value))
     except ValueError:
         raise ValueError(f"{value!r} is not an IP address") from None
-    if address.is_unspecified or address.is_multicast:
+    if address.is_unspecified or address.is_multicast or "%" in str(address):
         raise ValueError(f"{value!r} is not an address that a connection can come from")
     return str(address)
+
+
+def file(value: Any) -> str:
+    """A path of a file."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a file is given by its path, as text")
+    return value
+
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def origin(value: Any) -> str:
+    """What browsers send as Origin (RFC 6454 section 6.1): lower case, no path, not even a slash."""
+    if not isinstance(value, str) or not _ORIGIN.fullmatch(value):
+        raise ValueError(f'{value!r} is not an origin such as "https://ops.example.com"')
+    return value
+
+
+_FIELD_VALUE = re.compile(r"(?:[!-~](?:[ \t!-~]*[!-~])?)?")
+
+
+def field_value(value: Any) -> str:
+    """Of a header: nothing that ends the line (RFC 9110 section 5.5)."""
+    if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
+        raise ValueError("the value of a header is ASCII text in one line, without spaces around it")
+    return value
 
 
 def name(value: Any) -> str:
@@ -187,6 +235,10 @@ def _written(pattern: str, example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
 
 
+# Strict: in a file, "4" is no number and "no" is not false.
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Truth = Annotated[bool, Strict()]
 Duration = Annotated[float, BeforeValidator(duration), _written(r"^(0|(\d+(\.\d+)?(ms|s|m|h|d))+)$", "30s")]
 Rate = Annotated[float, BeforeValidator(rate), _written(r"^\d+(\.\d+)?/(s|m|h)$", "2000/s")]
 Bind = Annotated[str, BeforeValidator(bind), WithJsonSchema({"type": "string", "examples": ["0.0.0.0:8080"]})]
@@ -197,6 +249,10 @@ Network = Annotated[
     str, BeforeValidator(network), WithJsonSchema({"type": "string", "examples": ["10.0.0.0/8"]})
 ]
 Source = Annotated[str, BeforeValidator(source), WithJsonSchema({"type": "string", "examples": ["10.0.0.5"]})]
+Admin = Annotated[str, BeforeValidator(admin), WithJsonSchema({"type": "string"})]
+File = Annotated[str, BeforeValidator(file), WithJsonSchema({"type": "string", "minLength": 1})]
+Origin = Annotated[str, BeforeValidator(origin), _written(f"^{_ORIGIN.pattern}$", "https://ops.example.com")]
+FieldValue = Annotated[str, BeforeValidator(field_value), WithJsonSchema({"type": "string"})]
 Name = Annotated[
     str, BeforeValidator(name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 63})
 ]
