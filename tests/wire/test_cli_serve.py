@@ -1,0 +1,314 @@
+"""``pybalancer serve`` as a process: what it prints, what signals do, and the commands that ask it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybalancer import _core
+from tests.wire.net import PATIENCE, Server, connect, read_exactly, server, text_of, until
+
+SECRET = "00112233445566778899aabbccddeeff"
+
+
+class Serving:
+    """A serving process, and the lines that it has logged."""
+
+    def __init__(self, environment: dict[str, str], *arguments: object) -> None:
+        self.environment = environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pybalancer", "serve", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    def line(self, pattern: str) -> re.Match[str]:
+        """Wait for a line, and return its match."""
+        found: re.Match[str] = until(
+            lambda: next((match for line in list(self.lines) if (match := re.search(pattern, line))), None),
+            f"{pattern!r} in the log {self.lines}",
+        )
+        return found
+
+    @property
+    def address(self) -> str:
+        return self.line(r"listening on (\S+)")[1]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
+
+    def ask(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pybalancer", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=False,
+        )
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYBALANCER_", "NOTIFY_"))}
+    return {
+        **kept,
+        "RUNTIME_DIRECTORY": str(tmp_path / "run"),
+        "STATE_DIRECTORY": str(tmp_path / "state"),
+        "PYBALANCER_SECRET": SECRET,
+        "PYBALANCER_WORKERS": "1",
+    }
+
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture
+def serve(environment: dict[str, str]) -> Iterator[Serve]:
+    running: list[Serving] = []
+
+    def start(*arguments: object) -> Serving:
+        running.append(Serving(environment, *arguments))
+        return running[-1]
+
+    yield start
+    for serving in running:
+        serving.close()
+
+
+@pytest.fixture
+def backend() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def file(tmp_path: Path, backend: Server) -> Path:
+    path = tmp_path / "pybalancer.toml"
+    path.write_text(f"""
+[balancer]
+grace = "60s"
+[[listeners]]
+name = "public"
+bind = "127.0.0.1:0"
+pool = "chat"
+[[pools.chat.backends]]
+name = "app-1"
+address = "{backend.address}"
+""")
+    return path
+
+
+def echoes(client: socket.socket) -> bool:
+    client.sendall(b"hello")
+    return read_exactly(client, 5) == b"hello"
+
+
+def test_flags_alone_balance(serve: Serve, backend: Server) -> None:
+    serving = serve("--listen", "127.0.0.1:0", "--to", backend.address)
+    with connect(serving.address) as client:
+        assert echoes(client)
+    assert serving.line("→ pool default (.*)")[1] == "(1 backend, maglev)"
+    serving.signal(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert "Traceback" not in "\n".join(serving.lines)
+
+
+def test_a_file_balances_and_the_commands_find_it(serve: Serve, file: Path) -> None:
+    serving = serve(file)
+    with connect(serving.address) as client:
+        assert echoes(client)
+        status = json.loads(serving.ask("status", "--json").stdout)
+        assert status["active"] == 1
+        assert status["config_file"] == str(file)
+        shown = serving.ask("status").stdout
+        for word in ("app-1", serving.address, "chat", "maglev by source", _core.__version__):
+            assert word in shown
+        here = text_of(client.getsockname())
+        explained = json.loads(serving.ask("explain", here, "--json").stdout)
+        assert explained["backend"] == "app-1"
+        assert "goes here now" in serving.ask("explain", here).stdout
+        assert serving.ask("explain", "nonsense").returncode == 1
+        running = serving.ask("table", "--digest").stdout
+        assert running == serving.ask("table", file, "--digest").stdout
+        assert running.endswith("  chat\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_115_a_signal_lets_tunnels_end(serve: Serve, file: Path, number: int) -> None:
+    serving = serve(file)
+    with connect(serving.address) as client:
+        assert echoes(client)
+        serving.signal(number)
+        serving.line("1 tunnels? ha(s|ve) 60 s to end")
+        assert echoes(client)
+    assert serving.wait() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_115_a_second_signal_ends_them_at_once(serve: Serve, file: Path, second: int) -> None:
+    serving = serve(file)
+    with connect(serving.address) as client:
+        assert echoes(client)
+        serving.signal(signal.SIGTERM)
+        serving.line("60 s to end")
+        serving.signal(second)
+        assert serving.wait() == 0
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_hup_and_reload_read_the_file_again(serve: Serve, file: Path) -> None:
+    serving = serve(file)
+    with connect(serving.address) as client:
+        assert echoes(client)
+        with server() as other:
+            file.write_text(
+                file.read_text() + f'[[pools.chat.backends]]\nname = "app-2"\naddress = "{other.address}"\n'
+            )
+            serving.signal(signal.SIGHUP)
+            serving.line("reloaded .*app-2")
+            file.write_text(file.read_text().replace("app-2", "app-3"))
+            result = serving.ask("reload")
+            assert result.returncode == 0
+            assert "app-3 added" in result.stdout
+        assert echoes(client)
+
+
+def test_102_a_bad_file_changes_nothing_and_says_why(serve: Serve, file: Path) -> None:
+    serving = serve(file)
+    good = file.read_text()
+    with connect(serving.address) as client:
+        assert echoes(client)
+        file.write_text(good.replace("address", "adress"))
+        serving.signal(signal.SIGHUP)
+        serving.line("not reloaded.*adress")
+        result = serving.ask(
+            "reload", "--config", file, "--admin", serving.line(r"admin interface at (\S+)")[1]
+        )
+        assert result.returncode == 1
+        assert f"{file}:10:1: " in result.stderr
+        assert 'did you mean "address"?' in result.stderr
+        assert echoes(client)
+    with connect(serving.address) as client:
+        assert echoes(client)
+
+
+def test_flags_stay_in_force_over_a_reload(serve: Serve, file: Path) -> None:
+    serving = serve(file, "--grace", "0", "--log-format", "json")
+    serving.line('"message": "listening')
+    serving.signal(signal.SIGHUP)
+    serving.line('"message": "reloaded')
+    with connect(serving.line(r"listening on ([\d.:]+)")[1]) as client:
+        assert echoes(client)
+        serving.signal(signal.SIGTERM)
+        assert serving.wait() == 0
+
+
+def test_a_second_one_from_the_same_file_does_not_start(serve: Serve, file: Path) -> None:
+    first = serve(file)
+    first.line("admin interface")
+    second = serve(file)
+    assert second.wait() == 3
+    second.line("already running")
+    with connect(first.address) as client:
+        assert echoes(client)
+
+
+def test_a_second_one_from_flags_goes_without_admin_interface(
+    serve: Serve, file: Path, backend: Server
+) -> None:
+    serve(file).line("admin interface at")
+    second = serve("--listen", "127.0.0.1:0", "--to", backend.address)
+    second.line("no admin interface.*already running")
+    with connect(second.address) as client:
+        assert echoes(client)
+
+
+def test_the_admin_interface_can_be_switched_off(serve: Serve, file: Path, tmp_path: Path) -> None:
+    serving = serve(file, "--admin", "none")
+    with connect(serving.address) as client:
+        assert echoes(client)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taken_address_is_named_and_exits_with_3(serve: Serve, backend: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = text_of(taken.getsockname())
+        serving = serve("--listen", address, "--to", backend.address)
+        assert serving.wait() == 3
+    assert address in serving.lines[-1]
+    assert "in use" in serving.lines[-1]
+    assert "Traceback" not in "\n".join(serving.lines)
+
+
+def test_each_connection_leaves_a_record(serve: Serve, backend: Server) -> None:
+    serving = serve("--listen", "127.0.0.1:0", "--to", backend.address, "--log-format", "json")
+    with connect(serving.line(r"listening on ([\d.:]+)")[1]) as client:
+        assert echoes(client)
+        source = text_of(client.getsockname())
+    record = json.loads(serving.line(f".*{source}.*")[0])
+    assert record["backend"] == backend.address
+
+
+def test_no_record_where_none_is_wanted(serve: Serve, backend: Server) -> None:
+    serving = serve("--listen", "127.0.0.1:0", "--to", backend.address, "--no-log-connections")
+    with connect(serving.address) as client:
+        assert echoes(client)
+        source = text_of(client.getsockname())
+    serving.signal(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert source not in "\n".join(serving.lines)
+
+
+def test_systemd_is_told(serve: Serve, file: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE)
+        environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        serving = serve(file)
+        assert systemd.recv(4096) == b"READY=1"
+        serving.signal(signal.SIGHUP)
+        assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=\d+", systemd.recv(4096))
+        assert systemd.recv(4096) == b"READY=1"
+        serving.signal(signal.SIGTERM)
+        assert systemd.recv(4096) == b"STOPPING=1"
+        assert serving.wait() == 0
+
+
+def test_all_descriptors_that_are_allowed_are_used(serve: Serve, file: Path) -> None:
+    serving = serve(file)
+    serving.line("listening")
+    limits = Path(f"/proc/{serving.process.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+    soft, hard = line.split()[3:5]
+    assert soft == hard
