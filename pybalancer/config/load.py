@@ -93,14 +93,14 @@ def load_text(
         raise ConfigError([Problem(name, line, 1, "", "is nested too deeply")])
     try:
         values = tomllib.loads(text)
-        places = positions(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax(name, text, str(error))]) from None
-    except (RecursionError, ValueError) as error:
-        # Brackets a thousand deep, a number of a million digits, the 31st of February.
-        why = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError([Problem(name, None, None, "", why)]) from None
-    return check(values, name, places, env or {}, overrides or {})
+    except ValueError:
+        # The only one that tomllib passes on: int() refuses to read a number of thousands of digits.
+        raise ConfigError([Problem(name, None, None, "", "has a number of too many digits")]) from None
+    except RecursionError:
+        raise ConfigError([Problem(name, None, None, "", "is nested too deeply")]) from None
+    return check(values, name, positions(text), env or {}, overrides or {})
 
 
 def load_mapping(values: Mapping[str, Any], name: str = "<mapping>") -> Config:
@@ -258,7 +258,9 @@ def _beyond(values: dict[str, Any], found: Sequence[rules.Finding]) -> list[rule
                 table["pool"] = stand_in
             elif path[-1] in _STAND_INS:
                 table[path[-1]] = _STAND_INS[str(path[-1])]
-        return list(rules.mistakes(Config.model_validate(repaired)))
+        further = rules.mistakes(Config.model_validate(repaired))
+        unknown_pools = ("pools",) in (path for path, _, _ in found)
+        return [finding for finding in further if not (unknown_pools and finding[0][-1:] == ("pool",))]
     except (ValidationError, LookupError, TypeError, AttributeError, RecursionError):
         # Broken in a way that no stand-in mends: then what was found has to do.
         return []

@@ -99,7 +99,8 @@ def _translate(detail: Any, *, hint: bool) -> Finding:
         known = re.findall(r"'([^']*)'", str(context["expected"]))
         given = detail["input"]
         close = meant(given, known) if hint and isinstance(given, str) else None
-        return path, f"must be one of {', '.join(known)}", close
+        choice = f"one of {', '.join(known)}" if len(known) > 1 else known[0]
+        return path, f"must be {choice}", close
     if kind == "value_error":
         return path, str(context["error"]), None
     if bounds := [f"{_BOUNDS[key]} {value}" for key, value in context.items() if key in _BOUNDS]:
@@ -135,14 +136,12 @@ def _suggest(path: Path) -> str | None:
         # The keys of a table of tables are names.
         skip = getattr(annotation, "__origin__", None) is dict
         here = section
-    if found := meant(key, list(here.model_fields)):
-        return found
     if key in FOREIGN:
         return FOREIGN[key]
     for section, title in _SECTIONS.items():
         if key in section.model_fields:
             return f"it belongs into {title}"
-    return None
+    return meant(key, list(here.model_fields))
 
 
 _SECTIONS: Final[Mapping[type[BaseModel], str]] = {

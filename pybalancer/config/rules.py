@@ -84,13 +84,13 @@ def _proxy(here: Path, listener: ListenerConfig) -> Iterator[Finding]:
         yield (*here, "trusted"), "means nothing without accept_proxy", 'add accept_proxy = "any"'
     if listener.accept_proxy and not listener.trusted and not listener.bind.startswith("unix:"):
         hint = 'add trusted = ["10.0.0.0/8"], the networks of your proxies'
-        yield (*here, "accept_proxy"), "whose PROXY headers are to be believed?", hint
+        yield (*here, "accept_proxy"), "needs trusted: whose PROXY headers are to be believed", hint
 
 
 def _pool(here: Path, pool: PoolConfig) -> Iterator[Finding]:
     if not pool.backends:
         hint = f"add [[{path_text((*here, 'backends'))}]] with name and address"
-        yield here, "has no backends", hint
+        yield (*here, "backends"), "there are none", hint
     names: dict[str, int] = {}
     for index, backend in enumerate(pool.backends):
         if names.setdefault(backend.name, index) != index:
@@ -165,6 +165,11 @@ def path_text(path: Path) -> str:
 def _quoted(key: str) -> str:
     """A key in quotes, fit to be shown: what would move a terminal's cursor is escaped."""
     shown = (
-        f"\\{one}" if one in '"\\' else one if one.isprintable() else f"\\U{ord(one):08x}" for one in key
+        f"\\{one}"
+        if one in '"\\'
+        else one
+        if one.isprintable()
+        else (f"\\u{ord(one):04x}" if one <= "\uffff" else f"\\U{ord(one):08x}")
+        for one in key
     )
     return f'"{"".join(shown)}"'

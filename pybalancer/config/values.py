@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Strict, WithJsonSchema
 
 UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST: Final = 400 * 86400.0
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|h)")
 MOST_PATH: Final = 107
 """Bytes of a Unix socket's path: ``sun_path`` has room for one more, its end."""
 
@@ -69,6 +69,10 @@ def _unix(value: str, *, abstract: bool = True) -> str:
 
 def split(value: str, *, zero: bool = False) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[v6]:port``."""
+    if "://" in value:
+        raise ValueError(f"{value!r} is a URL; an address is only HOST:PORT")
+    if value.startswith("/"):
+        raise ValueError(f'{value!r} is a path; a Unix socket is "unix:{value}"')
     host, colon, last = value.rpartition(":")
     if not colon:
         meant = f":{value}" if value.isdigit() else f"{value}:8080"
@@ -222,7 +226,7 @@ def statuses(value: Any) -> tuple[tuple[int, int], ...]:
     """``"200-399"``, ``200``, or a list of such: inclusive ranges of HTTP statuses."""
     ranges = []
     for item in value if isinstance(value, list | tuple) else [value]:
-        match = re.fullmatch(r"([1-5]\d\d)(?:-([1-5]\d\d))?", str(item))
+        match = re.fullmatch(r"([1-5][0-9][0-9])(?:-([1-5][0-9][0-9]))?", str(item))
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise ValueError(f'{item!r} is not a status or a range such as "200-399"')
         ranges.append((int(match[1]), int(match[2] or match[1])))
@@ -239,8 +243,8 @@ def _written(pattern: str, example: str) -> WithJsonSchema:
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Truth = Annotated[bool, Strict()]
-Duration = Annotated[float, BeforeValidator(duration), _written(r"^(0|(\d+(\.\d+)?(ms|s|m|h|d))+)$", "30s")]
-Rate = Annotated[float, BeforeValidator(rate), _written(r"^\d+(\.\d+)?/(s|m|h)$", "2000/s")]
+Duration = Annotated[float, BeforeValidator(duration), _written(r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+)$", "30s")]
+Rate = Annotated[float, BeforeValidator(rate), _written(r"^[0-9]+(\.[0-9]+)?/(s|m|h)$", "2000/s")]
 Bind = Annotated[str, BeforeValidator(bind), WithJsonSchema({"type": "string", "examples": ["0.0.0.0:8080"]})]
 Target = Annotated[
     str, BeforeValidator(target), WithJsonSchema({"type": "string", "examples": ["10.0.0.11:9001"]})
