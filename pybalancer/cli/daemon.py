@@ -100,7 +100,11 @@ async def _obey(
 
 async def _reload(balancer: Balancer) -> None:
     reloading()
-    await balancer.reload_and_log()
+    try:
+        await balancer.reload_and_log()
+    except Exception:
+        # A defect of ours in reading a file must not cost anybody a connection.
+        _log.exception("reload failed, the old configuration stays in force")
     notify("READY=1")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pybalancer import _core
-from tests.wire.net import PATIENCE, Server, connect, read_exactly, server, text_of, until
+from tests.wire.net import PATIENCE, Server, connect, read_exactly, refused, server, text_of, until
 
 SECRET = "00112233445566778899aabbccddeeff"
 
@@ -312,3 +312,28 @@ def test_all_descriptors_that_are_allowed_are_used(serve: Serve, file: Path) -> 
     (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
     soft, hard = line.split()[3:5]
     assert soft == hard
+
+
+def test_a_full_house_refuses(serve: Serve, backend: Server) -> None:
+    serving = serve("--listen", "127.0.0.1:0", "--to", backend.address, "--max-connections", "1")
+    with connect(serving.address) as client:
+        assert echoes(client)
+        assert refused(serving.address)
+        assert echoes(client)
+
+
+def test_the_admin_interface_on_tcp_wants_the_token(
+    serve: Serve, file: Path, environment: dict[str, str]
+) -> None:
+    token = "an-admin-token-of-some-length"
+    file.write_text(
+        file.read_text().replace("[balancer]", f'[balancer]\nadmin = "127.0.0.1:0"\nadmin_token = "{token}"')
+    )
+    serving = serve(file)
+    address = serving.line(r"admin interface at (\S+)")[1]
+    result = serving.ask("status", "--admin", address)
+    assert result.returncode == 1
+    assert "set PYBALANCER_ADMIN_TOKEN" in result.stderr
+    environment["PYBALANCER_ADMIN_TOKEN"] = token
+    assert serving.ask("status", "--admin", address).returncode == 0
+    assert token not in "\n".join(serving.lines)
