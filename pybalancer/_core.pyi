@@ -8,6 +8,20 @@ Times are seconds (float), sizes bytes, addresses text: ``"192.0.2.1:80"``, ``"[
 from collections.abc import Sequence
 from typing import Final, Literal, final
 
+__all__ = [
+    "BackendSpec",
+    "Choice",
+    "Engine",
+    "EngineError",
+    "Event",
+    "ListenerSpec",
+    "Plan",
+    "PlanError",
+    "PoolSpec",
+    "__version__",
+    "probe",
+]
+
 __version__: Final[str]
 
 class PlanError(ValueError):
@@ -53,7 +67,7 @@ class PoolSpec:
         key: Literal["source", "source-ip"] = "source",
         table_size: int = 65537,
         max_skew: float | None = None,
-        sources: Sequence[str] = (),
+        sources: Sequence[str] = ...,  # none
         tries: int = 3,
         connect_timeout: float = 5.0,
         idle_timeout: float = 0.0,
@@ -84,7 +98,7 @@ class ListenerSpec:
         unix_mode: int = 0o666,
         accept_proxy: Literal["v1", "v2", "any"] | None = None,
         proxy_local: Literal["close", "serve"] = "close",
-        trusted: Sequence[str] = (),
+        trusted: Sequence[str] = ...,  # none
         proxy_timeout: float = 3.0,
         refuse_unexpected_proxy: bool = True,
         max_connections: int = 0,
@@ -162,8 +176,6 @@ class Event:
     @property
     def backend(self) -> str | None: ...
     @property
-    def listener(self) -> str | None: ...
-    @property
     def count(self) -> int:
         """How many of these were folded into this one (failures come at most every 100 ms and worker);
         of ``worker-died`` the tunnels that were lost."""
@@ -217,6 +229,7 @@ class Engine:
         Returns how many were aborted. Idempotent.
         """
 
+@final
 class probe:
     """Internals shown to the tests; no stability is promised."""
 

@@ -258,7 +258,7 @@ class Balancer:
         )
 
     async def reload_and_log(self) -> None:
-        """``reload`` for those whom nobody asked for it (a signal, a changed file): the log gets the result."""
+        """``reload`` where nobody waits for the result (a signal, a changed file): the log gets it."""
         try:
             result = await self.reload()
         except (ConfigError, StartError) as error:

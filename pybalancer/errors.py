@@ -25,11 +25,16 @@ class Problem:
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}:{self.column or 1}"
         what = f"{self.key}: {self.message}" if self.key else self.message
-        return f"{place}: {what}" + (f"; {self.suggestion}" if self.suggestion else "")
+        return _shown(f"{place}: {what}" + (f"; {self.suggestion}" if self.suggestion else ""))
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json`` and the admin socket."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def _shown(text: str) -> str:
+    """In one line and safe on a terminal: values are quoted as they were given, whatever they hold."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class ConfigError(PybalancerError, ValueError):

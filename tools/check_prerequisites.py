@@ -23,7 +23,7 @@ def missing() -> list[str]:
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - it is run by whatever Python there is
         print(f"pybalancer needs Python 3.11 or newer, this is {sys.version.split()[0]}", file=sys.stderr)
         return 1
     gaps = missing()

@@ -243,7 +243,9 @@ def _written(pattern: str, example: str) -> WithJsonSchema:
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Truth = Annotated[bool, Strict()]
-Duration = Annotated[float, BeforeValidator(duration), _written(r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+)$", "30s")]
+Duration = Annotated[
+    float, BeforeValidator(duration), _written(r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+)$", "30s")
+]
 Rate = Annotated[float, BeforeValidator(rate), _written(r"^[0-9]+(\.[0-9]+)?/(s|m|h)$", "2000/s")]
 Bind = Annotated[str, BeforeValidator(bind), WithJsonSchema({"type": "string", "examples": ["0.0.0.0:8080"]})]
 Target = Annotated[

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from pybalancer.demo.tally import Tally
 
-
 _BAR = 18
 """Columns of the longest bar; the table then fits into 80."""
 

@@ -7,6 +7,7 @@ clients are moved, and the plan rebuilt, a few times a minute instead of twice a
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 HALF_LIFE: Final = 60.0
@@ -35,7 +36,7 @@ class FlapDamping:
         """What is left of the falls, each of which counted 1 when it happened."""
         if self._penalty == 0.0:
             return 0.0
-        return float(self._penalty * 0.5 ** (max(0.0, now - self._at) / HALF_LIFE))
+        return self._penalty * math.exp2(-max(0.0, now - self._at) / HALF_LIFE)
 
     def fell(self, now: float) -> float:
         """Count a fall; the seconds for which to hold the backend down (0: come back when it answers)."""
@@ -45,4 +46,4 @@ class FlapDamping:
             return 0.0
         # The exponent stays small because holds let the penalty decay: it settles near 5 at any rate of
         # flapping. The bound on it is for callers that report falls while the backend is held.
-        return min(LONGEST, UNIT * (2.0 ** min(self._penalty - FREE, 10.0) - 1.0))
+        return min(LONGEST, UNIT * (math.exp2(min(self._penalty - FREE, 10.0)) - 1.0))

@@ -90,14 +90,17 @@ def test_88_backend_writes_and_closes_for_a_slow_client() -> None:
     with server(lambda c: c.sendall(answer)) as backend, proxy([backend]) as balancer:
         client = connect(balancer.address, receive_buffer=4096)
         with client:
-            until(lambda: backend.served and not backend.live or balancer.engine.active(), "the connection")
+            until(lambda: (backend.served and not backend.live) or balancer.engine.active(), "the connection")
             got = read_all(client, pause=lambda: time.sleep(0.0005))
         assert sha(got) == sha(answer)
 
 
 def test_89_a_half_closed_peer_makes_no_busy_loop() -> None:
     hold = threading.Event()
-    with server(lambda c: (c.shutdown(socket.SHUT_WR), hold.wait(20))) as backend, proxy([backend]) as balancer:
+    with (
+        server(lambda c: (c.shutdown(socket.SHUT_WR), hold.wait(20))) as backend,
+        proxy([backend]) as balancer,
+    ):
         with connect(balancer.address) as client:
             assert client.recv(1) == b""
             client.sendall(b"the body is not finished")
@@ -195,7 +198,11 @@ def test_what_a_backend_said_before_it_broke_is_delivered() -> None:
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
 
-    with server(refuse_politely) as backend, proxy([backend]) as balancer, connect(balancer.address) as client:
+    with (
+        server(refuse_politely) as backend,
+        proxy([backend]) as balancer,
+        connect(balancer.address) as client,
+    ):
         with contextlib.suppress(ConnectionError):
             client.sendall(payload(MB // 2))
         assert read_exactly(client, 14) == b"413 too much\r\n"

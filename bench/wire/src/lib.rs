@@ -27,23 +27,41 @@ impl Poll {
 
     /// Watch `fd` for `flags`; events carry `token`.
     pub fn add(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
     }
 
     /// Watch for something else.
     pub fn modify(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
     }
 
     /// Wait without end; tokens and flags of what is ready.
     pub fn wait(&mut self, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
         self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), None) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            None,
+        ) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         ready.clear();
-        ready.extend(self.events.iter().map(|event| (event.data.u64(), event.flags)));
+        ready.extend(
+            self.events
+                .iter()
+                .map(|event| (event.data.u64(), event.flags)),
+        );
         Ok(())
     }
 }
@@ -52,7 +70,12 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 /// A listening socket; several may share the port.
 pub fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, Some(ipproto::TCP))?;
+    let socket = net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        FLAGS,
+        Some(ipproto::TCP),
+    )?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
@@ -68,7 +91,12 @@ pub fn bound(socket: impl AsFd) -> io::Result<SocketAddr> {
 
 /// Begin to connect, from one of the loopback's many addresses if one is given.
 pub fn connect(to: SocketAddr, from: Option<Ipv4Addr>) -> io::Result<OwnedFd> {
-    let socket = net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, Some(ipproto::TCP))?;
+    let socket = net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        FLAGS,
+        Some(ipproto::TCP),
+    )?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     if let Some(ip) = from {
         net::bind(&socket, &SocketAddr::new(ip.into(), 0))?;
@@ -113,21 +141,27 @@ pub fn finish(socket: impl AsFd) {
 
 /// The value of `--name value` among the arguments.
 pub fn option(name: &str) -> Option<String> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
+    let mut arguments = std::env::args()
+        .skip_while(|argument| argument != name)
+        .skip(1);
     arguments.next()
 }
 
 /// The same as a number.
 pub fn number(name: &str, default: usize) -> usize {
-    option(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+    option(name)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
 }
 
 /// The same as an address; ends the program if there is none.
 pub fn address(name: &str) -> SocketAddr {
-    option(name).and_then(|value| value.parse().ok()).unwrap_or_else(|| {
-        eprintln!("{name} IP:PORT is missing");
-        std::process::exit(2)
-    })
+    option(name)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_else(|| {
+            eprintln!("{name} IP:PORT is missing");
+            std::process::exit(2)
+        })
 }
 
 /// `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2).
@@ -145,14 +179,24 @@ fn base64(bytes: &[u8]) -> String {
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for digit in 0..4 {
             let place = (bits >> (18 - 6 * digit) & 63) as usize;
-            text.push(if digit > chunk.len() { '=' } else { char::from(DIGITS[place]) });
+            text.push(if digit > chunk.len() {
+                '='
+            } else {
+                char::from(DIGITS[place])
+            });
         }
     }
     text
 }
 
 fn sha1(message: &[u8]) -> [u8; 20] {
-    let mut state: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+    let mut state: [u32; 5] = [
+        0x6745_2301,
+        0xefcd_ab89,
+        0x98ba_dcfe,
+        0x1032_5476,
+        0xc3d2_e1f0,
+    ];
     let mut padded = message.to_vec();
     padded.push(0x80);
     padded.resize((padded.len() + 8).div_ceil(64) * 64 - 8, 0);
@@ -175,8 +219,13 @@ fn sha1(message: &[u8]) -> [u8; 20] {
                 _ => (b ^ c ^ d, 0xca62_c1d6_u32),
             };
             let next = a.rotate_left(5).wrapping_add(mixed).wrapping_add(e);
-            (a, b, c, d, e) =
-                (next.wrapping_add(constant).wrapping_add(*word), a, b.rotate_left(30), c, d);
+            (a, b, c, d, e) = (
+                next.wrapping_add(constant).wrapping_add(*word),
+                a,
+                b.rotate_left(30),
+                c,
+                d,
+            );
         }
         for (value, add) in state.iter_mut().zip([a, b, c, d, e]) {
             *value = value.wrapping_add(add);
@@ -212,6 +261,9 @@ pub fn frame_header(length: usize, mask: Option<[u8; 4]>) -> Vec<u8> {
 mod tests {
     #[test]
     fn the_example_of_rfc_6455() {
-        assert_eq!(super::accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            super::accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 }

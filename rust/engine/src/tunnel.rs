@@ -8,7 +8,7 @@ use std::time::Duration;
 use pybalancer_core::time::Tick;
 
 use crate::deployment::Front;
-use crate::poller::Side;
+use crate::poller::{Interest, Side};
 use crate::ports::Held;
 use crate::registry::{BackendEntry, ListenerEntry};
 use crate::relay::Flow;
@@ -88,8 +88,10 @@ pub struct Tunnel {
     pub untrusted: bool,
     /// It is one of its source's connections.
     pub counted: bool,
-    /// The client's socket is registered with the poller.
-    pub watched: bool,
+    /// What the client's socket is watched for.
+    pub client_interest: Interest,
+    /// What the backend's socket is watched for.
+    pub backend_interest: Interest,
 }
 
 impl Tunnel {
@@ -100,6 +102,40 @@ impl Tunnel {
             Side::Client => &mut self.to_backend,
             Side::Backend => &mut self.to_client,
         }
+    }
+
+    /// What can be done at `side` now, and so is waited for.
+    pub fn wanted(&self, side: Side) -> Interest {
+        let (from, to) = match side {
+            Side::Client => (&self.to_backend, &self.to_client),
+            Side::Backend => (&self.to_client, &self.to_backend),
+        };
+        let read = if from.eof || from.blocked() {
+            Interest::ENDS
+        } else {
+            Interest::READ
+        };
+        let write = if to.blocked() {
+            Interest::WRITE
+        } else {
+            Interest::ENDS
+        };
+        read.and(write)
+    }
+
+    /// What `side` is watched for.
+    pub fn interest(&self, side: Side) -> Interest {
+        match side {
+            Side::Client => self.client_interest,
+            Side::Backend => self.backend_interest,
+        }
+    }
+
+    /// Whether the sockets are watched for something else than what can be done with them.
+    #[inline]
+    pub fn interests_differ(&self) -> bool {
+        self.client_interest != self.wanted(Side::Client)
+            || self.backend_interest != self.wanted(Side::Backend)
     }
 
     /// Whether one side has ended its direction.

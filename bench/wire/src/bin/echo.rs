@@ -57,13 +57,18 @@ fn serve(listener: OwnedFd, _at: SocketAddr) -> io::Result<()> {
                         connections.len() - 1
                     });
                     poll.add(&socket, place as u64, EventFlags::IN)?;
-                    connections[place] = Connection { socket: Some(socket), ..Connection::default() };
+                    connections[place] = Connection {
+                        socket: Some(socket),
+                        ..Connection::default()
+                    };
                 }
                 continue;
             }
             let place = *token as usize;
             let connection = &mut connections[place];
-            if connection.socket.is_some() && !turn(&poll, connection, place, &mut buffer).unwrap_or(false) {
+            if connection.socket.is_some()
+                && !turn(&poll, connection, place, &mut buffer).unwrap_or(false)
+            {
                 *connection = Connection::default();
                 closed.push(place);
             }
@@ -73,8 +78,15 @@ fn serve(listener: OwnedFd, _at: SocketAddr) -> io::Result<()> {
 }
 
 /// One event; false when the connection is over.
-fn turn(poll: &Poll, connection: &mut Connection, place: usize, buffer: &mut [u8]) -> io::Result<bool> {
-    let Some(socket) = connection.socket.take() else { return Ok(false) };
+fn turn(
+    poll: &Poll,
+    connection: &mut Connection,
+    place: usize,
+    buffer: &mut [u8],
+) -> io::Result<bool> {
+    let Some(socket) = connection.socket.take() else {
+        return Ok(false);
+    };
     let pending = connection.out.len() - connection.sent;
     let alive = if pending < ENOUGH {
         match recv(&socket, buffer)? {
@@ -101,7 +113,11 @@ fn turn(poll: &Poll, connection: &mut Connection, place: usize, buffer: &mut [u8
     }
     if done == connection.waiting {
         connection.waiting = !done;
-        let flags = if done { EventFlags::IN } else { EventFlags::OUT | EventFlags::IN };
+        let flags = if done {
+            EventFlags::IN
+        } else {
+            EventFlags::OUT | EventFlags::IN
+        };
         poll.modify(&socket, place as u64, flags)?;
     }
     connection.socket = Some(socket);
@@ -136,7 +152,9 @@ fn digest(connection: &mut Connection, mut bytes: &mut [u8]) -> io::Result<()> {
 
 fn handshake(connection: &mut Connection) -> io::Result<()> {
     let text = String::from_utf8_lossy(&connection.partial).to_string();
-    let key = text.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
+    let key = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
     let key = key.ok_or_else(|| io::Error::other("no key"))?;
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -151,7 +169,9 @@ fn handshake(connection: &mut Connection) -> io::Result<()> {
 
 fn frame(connection: &mut Connection) -> io::Result<()> {
     let head = &connection.partial;
-    let Some(second) = head.get(1) else { return Ok(()) };
+    let Some(second) = head.get(1) else {
+        return Ok(());
+    };
     let extended = match second & 0x7f {
         126 => 2,
         127 => 8,
@@ -162,7 +182,9 @@ fn frame(connection: &mut Connection) -> io::Result<()> {
     }
     let length = match extended {
         0 => usize::from(second & 0x7f),
-        _ => head[2..2 + extended].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
+        _ => head[2..2 + extended]
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
     };
     if head[0] & 0x0f == 8 {
         return Err(io::Error::other("closed"));
@@ -170,7 +192,9 @@ fn frame(connection: &mut Connection) -> io::Result<()> {
     connection.mask.copy_from_slice(&head[2 + extended..]);
     connection.remaining = length;
     connection.turned = 0;
-    connection.out.extend_from_slice(&frame_header(length, None));
+    connection
+        .out
+        .extend_from_slice(&frame_header(length, None));
     connection.partial.clear();
     Ok(())
 }

@@ -6,7 +6,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use pybalancer_bench::{EventFlags, Poll, accept, address, bound, connect, finish, listen, recv, send};
+use pybalancer_bench::{
+    EventFlags, Poll, accept, address, bound, connect, finish, listen, recv, send,
+};
 
 struct Side {
     socket: OwnedFd,
@@ -42,7 +44,11 @@ fn main() -> io::Result<()> {
                     poll.add(&client, place as u64, EventFlags::IN)?;
                     poll.add(&backend, place as u64 + 1, EventFlags::IN)?;
                     for (index, socket) in [client, backend].into_iter().enumerate() {
-                        sides[place + index] = Some(Side { socket, left: Vec::new(), ended: false });
+                        sides[place + index] = Some(Side {
+                            socket,
+                            left: Vec::new(),
+                            ended: false,
+                        });
                     }
                 }
                 continue;
@@ -68,8 +74,14 @@ fn relay(
     buffer: &mut [u8],
 ) -> io::Result<bool> {
     let pair = &mut sides[here & !1..(here & !1) + 2];
-    let [Some(client), Some(backend)] = pair else { return Ok(false) };
-    let (mine, other) = if here & 1 == 0 { (client, backend) } else { (backend, client) };
+    let [Some(client), Some(backend)] = pair else {
+        return Ok(false);
+    };
+    let (mine, other) = if here & 1 == 0 {
+        (client, backend)
+    } else {
+        (backend, client)
+    };
     if flags.contains(EventFlags::OUT) && !mine.left.is_empty() {
         let sent = send(&mine.socket, &mine.left)?;
         mine.left.drain(..sent);

@@ -12,9 +12,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use pybalancer_bench::{EventFlags, Poll, address, connect, frame_header, number, option, recv, send};
+use pybalancer_bench::{
+    EventFlags, Poll, address, connect, frame_header, number, option, recv, send,
+};
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const REQUEST: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 const ANSWER: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const MASK: [u8; 4] = [0x5a, 0xc3, 0x17, 0x99];
@@ -53,9 +56,14 @@ fn main() -> io::Result<()> {
     let to = address("--to");
     let (connections, busy) = (number("--connections", 100), number("--busy", 100));
     let (size, messages) = (number("--size", 64), number("--messages", 10_000));
-    let payload: Vec<u8> = (0..size).map(|index| (index * 131 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..size).map(|index| ((index * 131) >> 3) as u8).collect();
     let mut question = frame_header(size, Some(MASK));
-    question.extend(payload.iter().enumerate().map(|(index, byte)| byte ^ MASK[index & 3]));
+    question.extend(
+        payload
+            .iter()
+            .enumerate()
+            .map(|(index, byte)| byte ^ MASK[index & 3]),
+    );
     let mut echo = frame_header(size, None);
     echo.extend_from_slice(&payload);
     let mut load = Load {
@@ -90,7 +98,10 @@ fn main() -> io::Result<()> {
         _ => {}
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{{\"seconds\": {seconds:.6}, \"messages\": {}, \"size\": {size}}}", load.done);
+    println!(
+        "{{\"seconds\": {seconds:.6}, \"messages\": {}, \"size\": {size}}}",
+        load.done
+    );
     while io::stdin().read_line(&mut line)? > 0 {}
     Ok(())
 }
@@ -99,7 +110,8 @@ impl Load {
     fn open(&mut self, count: usize) -> io::Result<()> {
         for _ in 0..count {
             let client = self.fresh()?;
-            self.poll.add(&client.socket, self.clients.len() as u64, EventFlags::OUT)?;
+            self.poll
+                .add(&client.socket, self.clients.len() as u64, EventFlags::OUT)?;
             self.clients.push(client);
         }
         Ok(())
@@ -120,7 +132,11 @@ impl Load {
     }
 
     fn each_echoes_once(&mut self) -> io::Result<()> {
-        let mut left = self.clients.iter().filter(|client| client.stage == Stage::Connecting).count();
+        let mut left = self
+            .clients
+            .iter()
+            .filter(|client| client.stage == Stage::Connecting)
+            .count();
         let mut ready = Vec::new();
         while left > 0 {
             self.poll.wait(&mut ready)?;
@@ -177,7 +193,8 @@ impl Load {
 
     fn replace(&mut self, place: usize) -> io::Result<()> {
         let client = self.fresh()?;
-        self.poll.add(&client.socket, place as u64, EventFlags::OUT)?;
+        self.poll
+            .add(&client.socket, place as u64, EventFlags::OUT)?;
         self.clients[place] = client;
         Ok(())
     }
@@ -194,7 +211,11 @@ impl Load {
         let wants_out = client.sent < self.question.len();
         if wants_out != client.wants_out {
             client.wants_out = wants_out;
-            let flags = if wants_out { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            let flags = if wants_out {
+                EventFlags::IN | EventFlags::OUT
+            } else {
+                EventFlags::IN
+            };
             self.poll.modify(&client.socket, place as u64, flags)?;
         }
         Ok(())
@@ -207,7 +228,8 @@ impl Load {
             send(&client.socket, REQUEST)?;
             client.stage = Stage::Greeting;
             client.wants_out = false;
-            self.poll.modify(&client.socket, place as u64, EventFlags::IN)?;
+            self.poll
+                .modify(&client.socket, place as u64, EventFlags::IN)?;
             return Ok(false);
         }
         if flags.contains(EventFlags::OUT) && client.stage == Stage::Asking {
@@ -217,7 +239,9 @@ impl Load {
             return Ok(false);
         }
         let client = &mut self.clients[place];
-        let Some(received) = recv(&client.socket, &mut self.buffer)? else { return Ok(false) };
+        let Some(received) = recv(&client.socket, &mut self.buffer)? else {
+            return Ok(false);
+        };
         if received == 0 {
             return Err(io::Error::other("the server ended the connection"));
         }

@@ -67,10 +67,6 @@ pub struct Flow {
     pub bytes: u64,
     /// Bytes read and not yet taken.
     pub pending: Pending,
-    /// The sender's socket may have something to read.
-    pub readable: bool,
-    /// FIN, RST or an error is on its way in: read until it shows.
-    pub ending: bool,
     /// The sender has ended this direction.
     pub eof: bool,
     /// The end was passed on to the receiver: this direction is over.
@@ -119,10 +115,8 @@ impl Default for Tools {
 /// How far a flow got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It waits for one of its sockets.
+    /// It waits for one of its sockets, or has used its budget: readiness will tell.
     Waiting,
-    /// Its budget is spent and there may be more: others first, then again.
-    Again,
     /// Every byte and the end were passed on.
     Done,
     /// The sender's socket failed: RST or a network error.
@@ -160,11 +154,8 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
         if flow.eof {
             return finish(flow, receiver);
         }
-        if !flow.readable {
-            return Outcome::Waiting;
-        }
         if flow.bytes - before >= BUDGET as u64 {
-            return Outcome::Again;
+            return Outcome::Waiting;
         }
         let step = if flow.bulk > 0 {
             splice::step(flow, sender, receiver, tools)
@@ -172,29 +163,20 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
             copy::step(flow, sender, receiver, tools)
         };
         match step {
-            // Reading stopped with the socket empty: what comes later makes a new edge (see
-            // poller.rs). Unless the end is near, which makes none.
-            Step::Moved { drained: true, .. } if !flow.ending => {
-                flow.readable = false;
-                if !flow.blocked() {
-                    return Outcome::Waiting;
-                }
-            }
+            // The socket is empty. An end of stream behind it will be reported.
+            Step::Moved { drained: true, .. } if !flow.blocked() => return Outcome::Waiting,
             Step::Moved { bytes, .. } => {
                 if bytes >= BULK {
                     flow.bulk = BULK_PATIENCE;
                 }
             }
             Step::Empty => {
-                flow.readable = false;
                 if flow.bytes - before < BULK as u64 {
                     flow.bulk = flow.bulk.saturating_sub(1);
                 }
+                return Outcome::Waiting;
             }
-            Step::End => {
-                flow.readable = false;
-                flow.eof = true;
-            }
+            Step::End => flow.eof = true,
             Step::Failed => return Outcome::SenderFailed,
             Step::ReceiverFailed => return Outcome::ReceiverFailed,
         }

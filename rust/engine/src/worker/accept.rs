@@ -14,7 +14,7 @@ use super::Worker;
 use crate::deployment::Front;
 use crate::log::Line;
 use crate::outbox::Event;
-use crate::poller::Token;
+use crate::poller::{Interest, Token};
 use crate::registry::ListenerEntry;
 use crate::relay::Flow;
 use crate::socket;
@@ -207,7 +207,8 @@ impl Worker {
             guarded: listener.refuse_unexpected_proxy && !announced,
             untrusted: listener.accept_proxy.is_some(),
             counted,
-            watched: false,
+            client_interest: Interest::UNWATCHED,
+            backend_interest: Interest::UNWATCHED,
         }) as u32;
         self.sockets += 1;
         self.opening += 1;

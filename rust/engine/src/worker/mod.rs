@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::deployment::{Deployment, Front};
 use crate::mailbox::Inbox;
 use crate::outbox::{Event, Outbox};
-use crate::poller::{Poller, Side, Token};
+use crate::poller::{Poller, Token};
 use crate::progress::Progress;
 use crate::registry::BackendEntry;
 use crate::relay::Tools;
@@ -96,8 +96,6 @@ pub struct Worker {
     wheel: Wheel,
     due: Vec<u32>,
     tools: Tools,
-    /// Flows whose budget was spent, by slot, generation and sender.
-    backlog: Vec<(u32, u32, Side)>,
     /// Sockets of tunnels.
     sockets: usize,
     /// Tunnels that do not stand yet.
@@ -142,7 +140,6 @@ impl Worker {
             wheel: Wheel::new(now),
             due: Vec::new(),
             tools: Tools::default(),
-            backlog: Vec::new(),
             sockets: 0,
             opening: 0,
             admit_at: None,
@@ -203,7 +200,6 @@ impl Worker {
         self.tunnels = Slab::new();
         self.wheel = Wheel::new(self.now);
         self.tools = Tools::default();
-        self.backlog.clear();
         self.due.clear();
         (self.sockets, self.opening) = (0, 0);
         (self.admit_at, self.resume_at, self.sabotaged) = (None, None, false);
@@ -247,7 +243,6 @@ impl Worker {
                     Token::Control => self.on_command()?,
                 }
             }
-            self.continue_backlog();
             self.fire_timers();
             self.publish();
             if let Some(deadline) = self.finish_at
@@ -265,9 +260,6 @@ impl Worker {
 
     /// How long nothing needs to be done unless an event comes.
     fn timeout(&self) -> Option<Duration> {
-        if !self.backlog.is_empty() {
-            return Some(Duration::ZERO);
-        }
         let times = [
             self.wheel.next(),
             self.admit_at,

@@ -20,7 +20,7 @@ use super::ending::How;
 use super::{FOLD, Folded, Worker};
 use crate::deployment::{DeployedPool, Front};
 use crate::outbox::Event;
-use crate::poller::{EventFlags, Side, Token};
+use crate::poller::{EventFlags, Interest, Side};
 use crate::ports::Held;
 use crate::registry::BackendEntry;
 use crate::relay;
@@ -53,17 +53,9 @@ impl Worker {
         }
         opening.phase = Phase::Header;
         let timeout = opening.front.listener.proxy_timeout;
-        let token = Token::Tunnel {
-            slot,
-            generation: tunnel.generation,
-            side: Side::Client,
-        };
-        tunnel.watched = true;
-        if self.poller.add_tunnel(&tunnel.client, token).is_err() {
-            self.end(slot, Reason::OutOfResources, How::Abort);
-            return;
+        if self.watch(slot, Side::Client, Interest::NEWS) {
+            self.wheel.set(slot, self.now + timeout);
         }
-        self.wheel.set(slot, self.now + timeout);
     }
 
     pub(super) fn on_opening(&mut self, slot: u32, side: Side, flags: EventFlags) {
@@ -74,12 +66,7 @@ impl Worker {
         match (phase, side) {
             (Some(Phase::Header), Side::Client) => self.read_header(slot, flags),
             (Some(Phase::Dialing), Side::Backend) => self.connected(slot, flags),
-            // The client of an announced connection while its backend is dialed: remember it.
-            (Some(Phase::Dialing), Side::Client) => {
-                if let Some(tunnel) = self.tunnels.get_mut(slot as usize) {
-                    super::relaying::note(&mut tunnel.to_backend, flags);
-                }
-            }
+            // An announced client may go on talking while its backend is dialed: later.
             _ => {}
         }
     }
@@ -165,7 +152,6 @@ impl Worker {
                 return self.end(slot, Reason::SourceFull, How::Abort);
             }
         }
-        super::relaying::note(&mut tunnel.to_backend, flags | EventFlags::IN);
         self.dial(slot);
     }
 
@@ -177,6 +163,8 @@ impl Worker {
         if tunnel.backend.take().is_some() {
             self.sockets -= 1;
         }
+        // Closed with it.
+        tunnel.backend_interest = Interest::UNWATCHED;
         tunnel.port = None;
         if let Some(entry) = tunnel.entry.take() {
             entry.load().fetch_sub(1, Ordering::Relaxed);
@@ -232,14 +220,6 @@ impl Worker {
                     let Some(opening) = &mut tunnel.opening else {
                         return;
                     };
-                    let token = Token::Tunnel {
-                        slot,
-                        generation: tunnel.generation,
-                        side: Side::Backend,
-                    };
-                    if self.poller.add_tunnel(&backend, token).is_err() {
-                        return self.end(slot, Reason::OutOfResources, How::Abort);
-                    }
                     if !opening.tried.is_empty() {
                         self.counters
                             .backend(entry.index(), field!(BackendSlot, fallbacks), 1);
@@ -253,6 +233,9 @@ impl Worker {
                     tunnel.port = port;
                     tunnel.tries = tunnel.tries.saturating_add(1);
                     self.sockets += 1;
+                    if !self.watch(slot, Side::Backend, Interest::WRITE) {
+                        return;
+                    }
                     let connect = pool.planned.dialing.timeouts.connect;
                     if connect.is_zero() {
                         self.wheel.cancel(slot);
@@ -383,22 +366,9 @@ impl Worker {
             Some(at) => self.wheel.set(slot, at),
             None => self.wheel.cancel(slot),
         }
-        let generation = tunnel.generation;
-        if !tunnel.watched {
-            tunnel.watched = true;
-            // What the client has sent meanwhile makes an event of its own.
-            let token = Token::Tunnel {
-                slot,
-                generation,
-                side: Side::Client,
-            };
-            if self.poller.add_tunnel(&tunnel.client, token).is_err() {
-                return self.end(slot, Reason::OutOfResources, How::Abort);
-            }
-        } else if tunnel.to_backend.readable {
-            self.drive(slot, Side::Client);
-        }
-        self.on_tunnel(slot, generation, Side::Backend, flags);
+        // Also what has come meanwhile is reported then.
+        let _ = self.watch(slot, Side::Client, Interest::READ)
+            && self.watch(slot, Side::Backend, Interest::READ);
     }
 
     fn note_failure(&mut self, slot: u32, message: &str) {

@@ -8,21 +8,13 @@ use pybalancer_core::record::Reason;
 
 use super::Worker;
 use super::ending::How;
-use crate::poller::{EventFlags, Side};
-use crate::relay::{Flow, Outcome, pump};
+use crate::poller::{EventFlags, Interest, Side, Token};
+use crate::relay::{Outcome, pump};
 use crate::stats::field;
 
-const ENDING: EventFlags = EventFlags::RDHUP
-    .union(EventFlags::HUP)
-    .union(EventFlags::ERR);
-
-/// Remember what an event says about a flow's sender.
-pub(super) fn note(flow: &mut Flow, flags: EventFlags) {
-    if flags.intersects(EventFlags::IN.union(ENDING)) {
-        flow.readable = true;
-        flow.ending |= flags.intersects(ENDING);
-    }
-}
+const ENDS: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
+const READABLE: EventFlags = EventFlags::IN.union(ENDS);
+const WRITABLE: EventFlags = EventFlags::OUT.union(ENDS);
 
 impl Side {
     fn other(self) -> Side {
@@ -54,26 +46,78 @@ impl Worker {
             return self.on_opening(slot, side, flags);
         }
         let flow = tunnel.flow_from(side);
-        note(flow, flags);
-        let read = flow.readable && !flow.blocked();
         if flow.blocked() && flags.contains(EventFlags::ERR) {
             // Reset by its sender, while its receiver takes nothing: nobody is left to wait for.
             return self.end(slot, side.reset(), How::Abort);
         }
-        if read {
-            if tunnel.guarded && side == Side::Client && !self.may_pass(slot) {
+        if flags.intersects(READABLE) && !flow.eof && !flow.blocked() {
+            if tunnel.guarded && side == Side::Client && !self.may_pass(slot, flags) {
                 return;
             }
             if !self.drive(slot, side) {
                 return;
             }
         }
-        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
+        if flags.intersects(WRITABLE) {
             let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
                 return;
             };
-            if tunnel.flow_from(side.other()).blocked() {
-                self.drive(slot, side.other());
+            if tunnel.flow_from(side.other()).blocked() && !self.drive(slot, side.other()) {
+                return;
+            }
+        }
+        if flags.contains(EventFlags::HUP) {
+            self.silence(slot, side);
+        }
+    }
+
+    /// A socket that is over in both directions is reported without end: take it out while there is
+    /// nothing to be done with it.
+    fn silence(&mut self, slot: u32, side: Side) {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        if tunnel.wanted(side) == Interest::ENDS {
+            self.watch(slot, side, Interest::UNWATCHED);
+        }
+    }
+
+    /// Watch both sockets for what can be done with them now; false if that ended the tunnel.
+    fn watch_wanted(&mut self, slot: u32) -> bool {
+        [Side::Client, Side::Backend].into_iter().all(|side| {
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                return false;
+            };
+            let (current, wanted) = (tunnel.interest(side), tunnel.wanted(side));
+            // What was taken out comes back only to be read or written.
+            let stays_out = current == Interest::UNWATCHED && wanted == Interest::ENDS;
+            current == wanted || stays_out || self.watch(slot, side, wanted)
+        })
+    }
+
+    /// Watch one socket of a tunnel; false if the kernel has no memory for that and the tunnel is over.
+    pub(super) fn watch(&mut self, slot: u32, side: Side, interest: Interest) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        let token = Token::Tunnel {
+            slot,
+            generation: tunnel.generation,
+            side,
+        };
+        let (socket, current) = match side {
+            Side::Client => (Some(&tunnel.client), &mut tunnel.client_interest),
+            Side::Backend => (tunnel.backend.as_ref(), &mut tunnel.backend_interest),
+        };
+        let Some(socket) = socket else { return false };
+        match self.poller.watch(socket, token, *current, interest) {
+            Ok(()) => {
+                *current = interest;
+                true
+            }
+            Err(_) => {
+                self.end(slot, Reason::OutOfResources, How::Abort);
+                false
             }
         }
     }
@@ -113,11 +157,7 @@ impl Worker {
             }
         }
         match outcome {
-            Outcome::Waiting => true,
-            Outcome::Again => {
-                self.backlog.push((slot, tunnel.generation, from));
-                true
-            }
+            Outcome::Waiting => !tunnel.interests_differ() || self.watch_wanted(slot),
             Outcome::Done if tunnel.to_backend.done && tunnel.to_client.done => {
                 self.end(slot, Reason::Finished, How::Clean);
                 false
@@ -129,7 +169,7 @@ impl Worker {
                         None => self.wheel.cancel(slot),
                     }
                 }
-                true
+                self.watch_wanted(slot)
             }
             Outcome::SenderFailed => {
                 self.end(slot, from.reset(), How::Abort);
@@ -151,29 +191,15 @@ impl Worker {
                 Side::Client => (&mut tunnel.to_backend, &tunnel.client, backend),
                 Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
             };
-            (flow.readable, flow.ending) = (true, true);
             // At most what its receive buffer held, so one budget's worth is enough.
             let _ = pump(flow, sender, receiver, &mut self.tools);
         }
         self.end(slot, broken.reset(), How::Abort);
     }
 
-    /// Continue the flows whose budget was spent, once each.
-    pub(super) fn continue_backlog(&mut self) {
-        if self.backlog.is_empty() {
-            return;
-        }
-        let backlog = std::mem::take(&mut self.backlog);
-        for (slot, generation, from) in backlog {
-            if self.is_current(slot, generation) {
-                self.drive(slot, from);
-            }
-        }
-    }
-
     /// Whether the client's first bytes are no PROXY header. One on a listener that expects none
     /// comes from a misconfigured proxy or from somebody who wants to be taken for another.
-    fn may_pass(&mut self, slot: u32) -> bool {
+    fn may_pass(&mut self, slot: u32, flags: EventFlags) -> bool {
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return false;
         };
@@ -181,19 +207,17 @@ impl Worker {
         let guess = match rustix::net::recv(&tunnel.client, &mut first, RecvFlags::PEEK) {
             Ok((_, 0)) => Guess::Not,
             Ok((_, got)) => guess(first.get(..got).unwrap_or_default()),
-            Err(Errno::AGAIN | Errno::INTR) => {
-                tunnel.to_backend.readable = false;
-                return false;
-            }
+            Err(Errno::AGAIN | Errno::INTR) => return false,
             // The relay will meet it too and knows what to do.
             Err(_) => Guess::Not,
         };
         match guess {
             Guess::Not => {}
             // A client that has ended will say no more.
-            Guess::NeedMore if tunnel.to_backend.ending => {}
+            Guess::NeedMore if flags.intersects(EventFlags::RDHUP.union(ENDS)) => {}
             Guess::NeedMore => {
-                tunnel.to_backend.readable = false;
+                // Not to be told again of what was only looked at.
+                self.watch(slot, Side::Client, Interest::NEWS);
                 return false;
             }
             Guess::Proxy => {
@@ -223,7 +247,6 @@ impl Worker {
         };
         if tunnel.guarded_until().is_some_and(|at| at <= now) {
             tunnel.guarded = false;
-            tunnel.to_backend.readable = true;
             if !self.drive(slot, Side::Client) {
                 return;
             }
