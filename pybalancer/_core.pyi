@@ -238,6 +238,9 @@ class probe:
     @staticmethod
     def maglev_table(secret: bytes, backends: Sequence[tuple[str, int]], table_size: int) -> list[int]: ...
     @staticmethod
+    def lookups(plan: Plan, pool: str, count: int) -> int:
+        """Hash and look up ``count`` clients, for measuring; the sum of their backends' indexes."""
+    @staticmethod
     def stats_layout() -> dict[str, dict[str, tuple[int, int]]]:
         """struct name → {field: (offset, size), "": (0, total size)} as Rust lays them out."""
     @staticmethod

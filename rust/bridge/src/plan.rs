@@ -382,7 +382,7 @@ impl Plan {
         &self.0
     }
 
-    fn pool(&self, name: &str) -> PyResult<&Pool> {
+    pub fn pool(&self, name: &str) -> PyResult<&Pool> {
         self.0
             .pool(name)
             .map(|planned| &planned.pool)

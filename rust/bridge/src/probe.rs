@@ -1,15 +1,18 @@
 //! Internals shown to the tests.
 
 use std::collections::HashMap;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use pybalancer_core::flow::FlowHasher;
 use pybalancer_core::maglev::Table;
+use pybalancer_core::pool::Draw;
 use pybalancer_engine::stats;
 use pyo3::prelude::*;
 
 use crate::engine::Engine;
 use crate::error::{EngineError, plan_error};
-use crate::plan::{secret_of, source_address};
+use crate::plan::{Plan, secret_of, source_address};
 
 #[pyclass(frozen, name = "probe", module = "pybalancer._core")]
 pub struct Probe;
@@ -45,6 +48,23 @@ impl Probe {
             .map_err(|error| plan_error(error.to_string()))?
             .slots()
             .to_vec())
+    }
+
+    #[staticmethod]
+    fn lookups(py: Python<'_>, plan: &Plan, pool: &str, count: u32) -> PyResult<u64> {
+        let planned = plan.pool(pool)?;
+        let hasher = FlowHasher::new(&plan.inner().secret);
+        Ok(py.detach(|| {
+            let one = |number: u32| {
+                let source = SocketAddr::new(Ipv4Addr::from_bits(number).into(), number as u16);
+                let draw = Draw {
+                    hash: hasher.source(black_box(source)),
+                    entropy: 0,
+                };
+                u64::from(planned.pick(draw, |_| 0, &[]).unwrap_or(0))
+            };
+            (0..count).map(one).sum()
+        }))
     }
 
     #[staticmethod]

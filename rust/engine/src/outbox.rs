@@ -175,6 +175,9 @@ impl Outbox {
     }
 
     fn ring(&self) {
+        // Pairs with the fence in `rearm`: either this sees that the host waits, or the host, looking
+        // after it has said so, sees what was pushed.
+        std::sync::atomic::fence(Ordering::SeqCst);
         if self.armed.load(Ordering::Acquire) && self.armed.swap(false, Ordering::AcqRel) {
             let _ = rustix::io::write(self.descriptor(), &1_u64.to_ne_bytes());
         }
