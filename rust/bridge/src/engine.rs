@@ -148,8 +148,9 @@ impl Engine {
     }
 
     #[getter]
-    fn generation(&self) -> u64 {
-        self.0.generation()
+    fn generation(&self, py: Python<'_>) -> PyResult<u64> {
+        let engine = self.ours()?;
+        Ok(py.detach(|| engine.generation()))
     }
 
     #[getter]
@@ -210,20 +211,23 @@ impl Engine {
         Ok(PyBytes::new(py, &text))
     }
 
-    fn bound(&self) -> PyResult<HashMap<String, String>> {
-        let bound = self.ours()?.bound();
+    // These take a lock that `apply` may hold for as long as a worker takes to answer.
+
+    fn bound(&self, py: Python<'_>) -> PyResult<HashMap<String, String>> {
+        let engine = self.ours()?;
+        let bound = py.detach(|| engine.bound());
         Ok(bound
             .into_iter()
             .map(|(name, address)| (name.to_string(), address.to_string()))
             .collect())
     }
 
-    fn explain(&self, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
+    fn explain(&self, py: Python<'_>, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
         let source = source_address(source)?;
         let engine = self.ours()?;
         let unknown = || plan_error(format!("there is no pool {pool:?}"));
-        let order = engine.explain(pool, source).ok_or_else(unknown)?;
-        let deployment = engine.deployment().ok_or_else(unknown)?;
+        let (order, deployment) = py.detach(|| (engine.explain(pool, source), engine.deployment()));
+        let (order, deployment) = order.zip(deployment).ok_or_else(unknown)?;
         let deployed = deployment
             .pools
             .iter()
@@ -234,8 +238,9 @@ impl Engine {
         ))
     }
 
-    fn ports(&self) -> PyResult<HashMap<String, Usage>> {
-        let Some(deployment) = self.ours()?.deployment() else {
+    fn ports(&self, py: Python<'_>) -> PyResult<HashMap<String, Usage>> {
+        let engine = self.ours()?;
+        let Some(deployment) = py.detach(|| engine.deployment()) else {
             return Ok(HashMap::new());
         };
         let of_pool = |pool: &pybalancer_engine::deployment::DeployedPool| {
@@ -251,13 +256,15 @@ impl Engine {
             .collect())
     }
 
-    fn stop_accepting(&self) -> PyResult<()> {
-        self.ours()?.stop_accepting();
+    fn stop_accepting(&self, py: Python<'_>) -> PyResult<()> {
+        let engine = self.ours()?;
+        py.detach(|| engine.stop_accepting());
         Ok(())
     }
 
-    fn active(&self) -> PyResult<u64> {
-        Ok(self.ours()?.active())
+    fn active(&self, py: Python<'_>) -> PyResult<u64> {
+        let engine = self.ours()?;
+        Ok(py.detach(|| engine.active()))
     }
 
     #[pyo3(signature = (timeout=0.0))]

@@ -227,7 +227,7 @@ impl Pool {
     ) -> Option<u16> {
         let bound = self.bound(&load);
         let mut second_best = None;
-        for index in self.table.walk(hash) {
+        for index in self.preference(hash) {
             if !open(index) {
                 continue;
             }
@@ -242,6 +242,20 @@ impl Pool {
             second_best = second_best.or(Some(index));
         }
         second_best
+    }
+
+    /// The order in which a key would try backends: as the table says, then those whose weight is so
+    /// small beside the others' that they own no slot. Nobody prefers them, but they are there.
+    fn preference(&self, hash: u64) -> impl Iterator<Item = u16> {
+        let count = u16::try_from(self.backends.len()).unwrap_or(u16::MAX);
+        let start = crate::flow::slot(hash, u32::from(count)) as u16;
+        let slotless = move |index: &u16| {
+            let place = usize::from(*index);
+            self.table.counts().get(place) == Some(&0)
+                && self.backends.get(place).is_some_and(|b| b.weight > 0)
+        };
+        let rest = (start..count).chain(0..start).filter(slotless);
+        self.table.walk(hash).chain(rest)
     }
 
     fn bound(&self, load: &impl Fn(usize) -> u32) -> Bound {
@@ -317,7 +331,7 @@ impl Pool {
         if self.policy == Policy::Maglev {
             let bound = self.bound(&load);
             let picked = self.pick(draw, &load, &[]);
-            for index in self.table.walk(draw.hash) {
+            for index in self.preference(draw.hash) {
                 let Some(backend) = self.backends.get(usize::from(index)) else {
                     continue;
                 };
@@ -505,6 +519,18 @@ mod tests {
             } else {
                 assert_eq!(before, after);
             }
+        }
+    }
+
+    #[test]
+    fn a_backend_too_light_for_a_slot_is_there_when_no_other_is() {
+        let light = pool(Policy::Maglev, &[65_535, 65_535, 1], None);
+        assert_eq!(light.table.counts()[2], 0);
+        let alone = with_states(light, &[State::Down, State::Down]);
+        for n in 0..50 {
+            assert_eq!(alone.pick(draw(n), |_| 0, &[]), Some(2));
+            let order = alone.explain(draw(n), |_| 0);
+            assert!(order.contains(&(2, Verdict::Picked)), "{order:?}");
         }
     }
 

@@ -74,8 +74,8 @@ type SocketKey = (Endpoint, Option<Arc<str>>);
 struct Bound {
     number: u32,
     address: Endpoint,
-    /// Held for its Drop, which removes the file.
-    _file: Option<SocketFile>,
+    /// Removed when this is dropped.
+    file: Option<SocketFile>,
 }
 
 struct State {
@@ -139,7 +139,13 @@ impl Engine {
         };
         engine.note_file_limit();
         for index in 0..workers {
-            let (mailbox, thread) = start_worker(index, &engine.shared, &engine.wake)?;
+            let started = start_worker(index, &engine.shared, &engine.wake);
+            let (mailbox, thread) = started.inspect_err(|_| {
+                // Nobody is to wait for the end of those that never began.
+                for missing in index..workers {
+                    engine.shared.progress.ended(missing, 0);
+                }
+            })?;
             engine.mailboxes.push(mailbox);
             engine
                 .threads
@@ -192,6 +198,13 @@ impl Engine {
         for listener in &plan.listeners {
             let key = socket_key(listener);
             if let Some(bound) = state.sockets.get(&key) {
+                if let Some(file) = &bound.file {
+                    let changed = file.set_mode(listener.unix_mode);
+                    changed.map_err(|error| ApplyError::Bind {
+                        address: listener.bind.clone(),
+                        error,
+                    })?;
+                }
                 places.push((bound.number, bound.address.to_string()));
                 continue;
             }
@@ -249,7 +262,7 @@ impl Engine {
                 Bound {
                     number,
                     address: listening.address,
-                    _file: listening.file,
+                    file: listening.file,
                 },
             );
         }

@@ -19,6 +19,7 @@ use rustix::net::{
 };
 
 use crate::deployment::Deployment;
+use crate::sys::above_standard_streams;
 
 /// What a worker is told.
 pub enum Command {
@@ -61,6 +62,8 @@ pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
+    let ours = above_standard_streams(ours)?;
+    let theirs = above_standard_streams(theirs)?;
     let queue = Queue::default();
     Ok((
         Mailbox {

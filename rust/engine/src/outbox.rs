@@ -104,6 +104,7 @@ impl Outbox {
     /// An empty one, and the eventfd that its owner must keep open for as long as workers live.
     pub fn new() -> std::io::Result<(Arc<Outbox>, OwnedFd)> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = crate::sys::above_standard_streams(wake)?;
         let outbox = Outbox {
             events: Mutex::new(VecDeque::new()),
             lines: ArrayQueue::new(MOST_LINES),

@@ -10,8 +10,8 @@ use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::plan::Timeouts;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
-    ipproto, socket_with, sockopt,
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect, ipproto,
+    socket_with, sockopt,
 };
 
 use crate::sys;
@@ -123,8 +123,10 @@ fn listen_tcp(address: SocketAddr, backlog: i32, alone: bool) -> io::Result<Owne
     let socket = new()?;
     sockopt::set_socket_reuseport(&socket, true)?;
     bind(&socket, &address)?;
-    // Accepted sockets inherit this and what `tune` sets.
+    // Accepted sockets inherit this and what `tune` sets. An urgent byte stays in its place among the
+    // others: there is nowhere else to pass it on.
     sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_oobinline(&socket, true)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
 }
@@ -135,14 +137,29 @@ pub struct SocketFile {
     path: String,
     device: u64,
     inode: u64,
+    process: u32,
+}
+
+impl SocketFile {
+    /// Change its permissions, if it is still ours.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        if self.is_ours() {
+            rustix::fs::chmod(&*self.path, rustix::fs::Mode::from_raw_mode(mode & 0o777))?;
+        }
+        Ok(())
+    }
+
+    /// Another process may have put its own there since, or this may be a fork's copy.
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+            && rustix::fs::lstat(&*self.path)
+                .is_ok_and(|stat| stat.st_dev == self.device && stat.st_ino == self.inode)
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Another process may have put its own there since.
-        if rustix::fs::lstat(&*self.path)
-            .is_ok_and(|stat| stat.st_dev == self.device && stat.st_ino == self.inode)
-        {
+        if self.is_ours() {
             let _ = rustix::fs::unlink(&*self.path);
         }
     }
@@ -182,6 +199,7 @@ fn listen_unix(path: &str, backlog: i32, mode: u32) -> io::Result<(OwnedFd, Opti
             path: path.to_owned(),
             device: stat.st_dev,
             inode: stat.st_ino,
+            process: std::process::id(),
         })
     };
     match made() {
@@ -231,6 +249,8 @@ pub enum DialError {
     Source(Errno),
     /// The backend cannot be reached.
     Backend(Errno),
+    /// The backend's queue of connections is full.
+    Busy,
 }
 
 impl DialError {
@@ -256,8 +276,12 @@ pub fn dial(
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)
                 .map_err(DialError::of)?;
             let address = unix_address(path).map_err(|_| DialError::Backend(Errno::INVAL))?;
-            connect(&socket, &address).map_err(DialError::of)?;
-            return Ok(socket);
+            // On a Unix socket EAGAIN means a full queue, and nothing will tell when it is not.
+            return match connect(&socket, &address) {
+                Ok(()) => Ok(socket),
+                Err(Errno::AGAIN) => Err(DialError::Busy),
+                Err(error) => Err(DialError::of(error)),
+            };
         }
         Endpoint::Tcp(address) => address,
     };
@@ -269,6 +293,7 @@ pub fn dial(
     )
     .map_err(DialError::of)?;
     sockopt::set_tcp_nodelay(&socket, true).map_err(DialError::of)?;
+    sockopt::set_socket_oobinline(&socket, true).map_err(DialError::of)?;
     tune(&socket, timeouts).map_err(DialError::of)?;
     // Unknown before Linux 6.3: then connects get slow when half of the ports are taken.
     let _ = sys::set_local_port_range(&socket, *ports.start(), *ports.end());
@@ -310,8 +335,10 @@ fn ip_address(address: SocketAddrAny) -> Option<SocketAddr> {
 }
 
 /// Close so that the peer sees an abort (RST), not an end: some of what was promised is missing.
+///
+/// A Unix socket has no such thing. Its peer sees ECONNRESET if it sent what was not read, and an end
+/// like any other if not.
 pub fn abort(socket: OwnedFd) {
-    if sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).is_err() {
-        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
-    }
+    // On a socket that is dead already there is nothing left to say.
+    let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
 }

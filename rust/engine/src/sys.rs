@@ -76,6 +76,15 @@ pub fn close_number(number: RawFd) {
     drop(unsafe { OwnedFd::from_raw_fd(number) });
 }
 
+/// The same descriptor under a number above 2: a worker's table has /dev/null there, even if the host
+/// was started without standard streams.
+pub fn above_standard_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 {
+        return Ok(fd);
+    }
+    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?)
+}
+
 fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: only called on a table that no other thread shares, and only over numbers that no
     // owned descriptor of this thread has.

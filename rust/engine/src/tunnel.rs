@@ -40,6 +40,8 @@ pub struct Opening {
     pub dialed_at: Tick,
     /// A backend was passed over because its outgoing ports are used up.
     pub short_of_ports: bool,
+    /// A backend's queue is full; how long it makes sense to wait for a place in it.
+    pub busy_until: Option<Tick>,
 }
 
 /// Two sockets and what flows between them.
@@ -84,6 +86,8 @@ pub struct Tunnel {
     pub tries: u8,
     /// The client's first bytes may still turn out to be a PROXY header that nobody asked for.
     pub guarded: bool,
+    /// They were looked at and are too few to tell.
+    pub held: bool,
     /// Such a header is an untrusted peer's, where trusted ones may send it.
     pub untrusted: bool,
     /// It is one of its source's connections.
@@ -112,6 +116,8 @@ impl Tunnel {
         };
         let read = if from.eof || from.blocked() {
             Interest::ENDS
+        } else if self.guarded && self.held && side == Side::Client {
+            Interest::NEWS
         } else {
             Interest::READ
         };

@@ -183,6 +183,26 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
     }
 }
 
+/// Pass on what `sender` said before it broke. Never an end: the error is told once, and a `send` to
+/// that socket may have taken it; then a read says "end of stream".
+pub fn salvage(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut Tools) {
+    let (sender, receiver) = (sender.as_fd(), receiver.as_fd());
+    let before = flow.bytes;
+    while !flow.eof && flow.bytes - before < BUDGET as u64 {
+        if flow.blocked() && !matches!(flush(flow, receiver, tools), Ok(true)) {
+            return;
+        }
+        let step = if flow.bulk > 0 {
+            splice::step(flow, sender, receiver, tools)
+        } else {
+            copy::step(flow, sender, receiver, tools)
+        };
+        if !matches!(step, Step::Moved { .. }) {
+            return;
+        }
+    }
+}
+
 /// Send a few bytes that must go at once; an error if they do not.
 pub fn send_all(receiver: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     let sent = copy::send(receiver.as_fd(), bytes)?;
@@ -195,12 +215,11 @@ pub fn send_all(receiver: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
 
 fn finish(flow: &mut Flow, receiver: BorrowedFd<'_>) -> Outcome {
     if !flow.done {
-        flow.done = true;
-        // ENOTCONN: the receiver is gone already; its own direction will tell how.
-        match rustix::net::shutdown(receiver, Shutdown::Write) {
-            Ok(()) | Err(Errno::NOTCONN) => {}
-            Err(_) => return Outcome::ReceiverFailed,
+        // ENOTCONN: it was reset, and will never know that this was all.
+        if rustix::net::shutdown(receiver, Shutdown::Write).is_err() {
+            return Outcome::ReceiverFailed;
         }
+        flow.done = true;
     }
     Outcome::Done
 }

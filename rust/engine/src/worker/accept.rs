@@ -35,9 +35,15 @@ impl Worker {
         }
     }
 
-    /// Take all that waits in the kernel's queue.
+    /// Take what waits in the kernel's queue: as many as fit into it, since a flood refills it.
     pub(super) fn drain_accept_queue(&mut self, socket: u32) {
-        while self.accept_one(socket) {}
+        let front = (self.listening.get(&socket)).and_then(|listening| listening.front.as_ref());
+        let most = front.map_or(0, |front| front.listener.backlog.max(1));
+        for _ in 0..most {
+            if !self.accept_one(socket) {
+                break;
+            }
+        }
     }
 
     /// False when there is nothing more to accept, or no room.
@@ -100,7 +106,7 @@ impl Worker {
                 listening.watched = self.poller.remove(&listening.socket).is_err();
             }
         }
-        self.resume_at = Some(self.now + PAUSE);
+        self.resume_at = self.accepting.then(|| self.now + PAUSE);
         if !self.pause_told {
             self.pause_told = true;
             self.counters.worker(field!(WorkerSlot, accept_pauses), 1);
@@ -184,6 +190,7 @@ impl Worker {
             tried: Vec::new(),
             dialed_at: self.now,
             short_of_ports: false,
+            busy_until: None,
         };
         let slot = self.tunnels.insert(Tunnel {
             client,
@@ -205,6 +212,7 @@ impl Worker {
             guard_ms: milliseconds(listener.proxy_timeout),
             tries: 0,
             guarded: listener.refuse_unexpected_proxy && !announced,
+            held: false,
             untrusted: listener.accept_proxy.is_some(),
             counted,
             client_interest: Interest::UNWATCHED,

@@ -229,6 +229,7 @@ impl Worker {
             self.counters.worker(field!(WorkerSlot, wakeups), 1);
             self.counters
                 .worker(field!(WorkerSlot, events), ready as u64);
+            let mut commanded = false;
             for index in 0..ready {
                 let Some(event) = self.poller.event(index) else {
                     break;
@@ -240,8 +241,13 @@ impl Worker {
                         side,
                     } => self.on_tunnel(slot, generation, side, event.flags),
                     Token::Listener(socket) => self.on_listener(socket),
-                    Token::Control => self.on_command()?,
+                    Token::Control => commanded = true,
                 }
+            }
+            if commanded {
+                // Last: it may give a tunnel another backend, whose socket the events of this turn
+                // know nothing of.
+                self.on_command()?;
             }
             self.fire_timers();
             self.publish();

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pybalancer_core::endpoint::canonical;
 use pybalancer_core::pool::{Draw, Key, Policy};
@@ -28,12 +29,19 @@ use crate::socket::{self, DialError, From};
 use crate::stats::field;
 use crate::tunnel::Phase;
 
+/// Pause before a backend with a full queue is asked again.
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+/// How long that goes on where connects have no deadline.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// What became of the attempt to reach one backend.
 enum Attempt {
     /// The kernel is connecting.
     UnderWay(OwnedFd, Option<Held>),
     /// Not this one.
     Failed,
+    /// It is there, but its queue of connections is full (Unix sockets; TCP would wait by itself).
+    Busy,
     /// Nobody could be reached now.
     Hopeless,
 }
@@ -79,6 +87,7 @@ impl Worker {
         match tunnel.opening.as_ref().map(|opening| opening.phase) {
             Some(Phase::Queued) => self.end(slot, Reason::RateLimited, How::Abort),
             Some(Phase::Header) => self.end(slot, Reason::ProxyTimeout, How::Abort),
+            Some(Phase::Dialing) if tunnel.backend.is_none() => self.dial(slot),
             Some(Phase::Dialing) => {
                 self.note_failure(slot, "connect timed out");
                 self.dial_elsewhere(slot);
@@ -193,12 +202,22 @@ impl Worker {
             let front = newest.unwrap_or_else(|| Arc::clone(&opening.front));
             let pool = Arc::clone(&front.pool);
             let dialing = &pool.planned.dialing;
-            let picked = if tunnel.tries >= dialing.tries {
+            // Those without a port left are not asked, and so not counted as tries; but a client of a
+            // large pool must not cost a walk through all of it.
+            let passed_over = opening.tried.len() >= 4 * usize::from(dialing.tries);
+            let picked = if tunnel.tries >= dialing.tries || passed_over {
                 None
             } else {
                 pick(&front, tunnel.address, entropy, &opening.tried)
             };
             let Some((index, entry)) = picked else {
+                if opening.busy_until.is_some_and(|until| self.now < until) {
+                    // Nobody else takes it: ask those with a full queue again in a moment.
+                    opening.phase = Phase::Dialing;
+                    opening.tried.clear();
+                    self.wheel.set(slot, self.now + BUSY_WAIT);
+                    return;
+                }
                 let reason = match (opening.short_of_ports, tunnel.tries) {
                     (true, _) => Reason::PortsExhausted,
                     (false, 0) => Reason::NoBackend,
@@ -260,6 +279,20 @@ impl Worker {
                     tunnel.tries = tunnel.tries.saturating_add(u8::from(!full));
                     opening.tried.push(entry.index());
                 }
+                Attempt::Busy => {
+                    let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                        return;
+                    };
+                    let Some(opening) = &mut tunnel.opening else {
+                        return;
+                    };
+                    let patience = match pool.planned.dialing.timeouts.connect {
+                        Duration::ZERO => LONGEST_WAIT,
+                        connect => connect,
+                    };
+                    opening.busy_until.get_or_insert(self.now + patience);
+                    opening.tried.push(entry.index());
+                }
                 Attempt::Hopeless => return self.end(slot, Reason::OutOfResources, How::Abort),
             }
         }
@@ -279,6 +312,7 @@ impl Worker {
         let timeouts = &pool.planned.dialing.timeouts;
         self.counters
             .backend(entry.index(), field!(BackendSlot, connects), 1);
+        let mut unusable = false;
         for _ in 0..ways.attempts() {
             let (from, port) = match (from, ways.counted()) {
                 (From::Client(_), _) | (_, false) => (from, None),
@@ -300,14 +334,18 @@ impl Worker {
                         port.ports().exhausted(self.now);
                     }
                     self.fold_source_failure(&pool.planned.pool.name, from, error);
+                    unusable = true;
                 }
+                Err(DialError::Busy) => return Attempt::Busy,
                 Err(DialError::Backend(error)) => {
                     self.fold_failure(entry, &error.to_string());
                     return Attempt::Failed;
                 }
             }
         }
-        self.fold_exhaustion(entry);
+        if !unusable {
+            self.fold_exhaustion(entry);
+        }
         Attempt::Failed
     }
 
@@ -320,14 +358,12 @@ impl Worker {
             return;
         };
         if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
-            let error = match sockopt::socket_error(backend) {
-                Ok(Err(error)) | Err(error) => error.to_string(),
-                Ok(Ok(())) => "closed at once".to_owned(),
-            };
-            self.note_failure(slot, &error);
-            return self.dial_elsewhere(slot);
-        }
-        if !flags.contains(EventFlags::OUT) {
+            // No error: it took the connection, spoke and closed already (a Unix socket hangs up then).
+            if let Ok(Err(error)) | Err(error) = sockopt::socket_error(backend) {
+                self.note_failure(slot, &error.to_string());
+                return self.dial_elsewhere(slot);
+            }
+        } else if !flags.contains(EventFlags::OUT) {
             return;
         }
         let Some(opening) = tunnel.opening.take() else {

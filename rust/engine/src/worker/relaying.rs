@@ -51,10 +51,8 @@ impl Worker {
             return self.end(slot, side.reset(), How::Abort);
         }
         if flags.intersects(READABLE) && !flow.eof && !flow.blocked() {
-            if tunnel.guarded && side == Side::Client && !self.may_pass(slot, flags) {
-                return;
-            }
-            if !self.drive(slot, side) {
+            let held = tunnel.guarded && side == Side::Client && !self.may_pass(slot, flags);
+            if !held && !self.drive(slot, side) {
                 return;
             }
         }
@@ -65,6 +63,14 @@ impl Worker {
             if tunnel.flow_from(side.other()).blocked() && !self.drive(slot, side.other()) {
                 return;
             }
+        }
+        if flags.contains(EventFlags::ERR)
+            && self
+                .tunnels
+                .get_mut(slot as usize)
+                .is_some_and(|tunnel| tunnel.flow_from(side).eof)
+        {
+            return self.end(slot, side.reset(), How::Abort);
         }
         if flags.contains(EventFlags::HUP) {
             self.silence(slot, side);
@@ -192,7 +198,7 @@ impl Worker {
                 Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
             };
             // At most what its receive buffer held, so one budget's worth is enough.
-            let _ = pump(flow, sender, receiver, &mut self.tools);
+            crate::relay::salvage(flow, sender, receiver, &mut self.tools);
         }
         self.end(slot, broken.reset(), How::Abort);
     }
@@ -208,8 +214,10 @@ impl Worker {
             Ok((_, 0)) => Guess::Not,
             Ok((_, got)) => guess(first.get(..got).unwrap_or_default()),
             Err(Errno::AGAIN | Errno::INTR) => return false,
-            // The relay will meet it too and knows what to do.
-            Err(_) => Guess::Not,
+            Err(_) => {
+                self.end(slot, Reason::ClientReset, How::Abort);
+                return false;
+            }
         };
         match guess {
             Guess::Not => {}
@@ -217,7 +225,8 @@ impl Worker {
             Guess::NeedMore if flags.intersects(EventFlags::RDHUP.union(ENDS)) => {}
             Guess::NeedMore => {
                 // Not to be told again of what was only looked at.
-                self.watch(slot, Side::Client, Interest::NEWS);
+                tunnel.held = true;
+                self.watch_wanted(slot);
                 return false;
             }
             Guess::Proxy => {
