@@ -66,7 +66,13 @@ def _from_file(file: Path) -> dict[str, dict[str, Any]]:
 
     config = load_file(file, os.environ)
     plan = compile_plan(config, _addresses(config), {}, read_secret(config))
-    return {name: {"digest": plan.digest(name), "shares": plan.shares(name)} for name in config.pools}
+    tables: dict[str, dict[str, Any]] = {}
+    for name, pool in config.pools.items():
+        shares = plan.shares(name)
+        # As the file has them: the core's mapping comes in another order each time.
+        in_order = {backend.name: shares[backend.name] for backend in pool.backends}
+        tables[name] = {"digest": plan.digest(name), "shares": in_order}
+    return tables
 
 
 def _addresses(config: "Config") -> dict[tuple[str, str], str]:
