@@ -98,6 +98,30 @@ def refused(address: str, first: bytes = b"", source: str | None = None) -> bool
         return True
 
 
+def echoes(client: socket.socket, message: bytes = b"hello") -> bool:
+    """Whether a tunnel to an echo server stands. A reset raises."""
+    client.sendall(message)
+    return read_exactly(client, len(message)) == message
+
+
+def served(address: str, source: str | None = None) -> bool:
+    """Whether a fresh connection becomes a tunnel to an echo server."""
+    try:
+        with connect(address, source) as client:
+            return echoes(client)
+    except (ConnectionError, AssertionError):
+        return False
+
+
+@contextlib.contextmanager
+def reserved() -> Iterator[str]:
+    """An address on which servers may come and go: the port stays taken, so nobody else gets it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield text_of(holder.getsockname())
+
+
 def payload(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 

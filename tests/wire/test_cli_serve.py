@@ -1,108 +1,17 @@
 """``pybalancer serve`` as a process: what it prints, what signals do, and the commands that ask it."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pybalancer import _core
-from tests.wire.net import PATIENCE, Server, connect, read_exactly, refused, server, text_of, until
-
-SECRET = "00112233445566778899aabbccddeeff"
-
-
-class Serving:
-    """A serving process, and the lines that it has logged."""
-
-    def __init__(self, environment: dict[str, str], *arguments: object) -> None:
-        self.environment = environment
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pybalancer", "serve", *map(str, arguments)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-
-    def line(self, pattern: str) -> re.Match[str]:
-        """Wait for a line, and return its match."""
-        found: re.Match[str] = until(
-            lambda: next((match for line in list(self.lines) if (match := re.search(pattern, line))), None),
-            f"{pattern!r} in the log {self.lines}",
-        )
-        return found
-
-    @property
-    def address(self) -> str:
-        return self.line(r"listening on (\S+)")[1]
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        return code
-
-    def ask(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pybalancer", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            check=False,
-        )
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(PATIENCE)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYBALANCER_", "NOTIFY_"))}
-    return {
-        **kept,
-        "RUNTIME_DIRECTORY": str(tmp_path / "run"),
-        "STATE_DIRECTORY": str(tmp_path / "state"),
-        "PYBALANCER_SECRET": SECRET,
-        "PYBALANCER_WORKERS": "1",
-    }
-
-
-Serve = Callable[..., Serving]
-
-
-@pytest.fixture
-def serve(environment: dict[str, str]) -> Iterator[Serve]:
-    running: list[Serving] = []
-
-    def start(*arguments: object) -> Serving:
-        running.append(Serving(environment, *arguments))
-        return running[-1]
-
-    yield start
-    for serving in running:
-        serving.close()
+from tests.wire.net import PATIENCE, Server, connect, read_exactly, refused, server, text_of
+from tests.wire.serving import Serve
 
 
 @pytest.fixture
