@@ -2,7 +2,7 @@
 #
 #   make demo     build, and watch it balance real WebSocket servers (FOR=10s to end by itself)
 #   make test     everything that CI checks
-#   make wheel    the wheel, in dist/
+#   make wheel    the wheel, in dist/ (or DIST=...)
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
 #   make build    the extension module, into this checkout
 #
@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 FOR    ?=
+DIST   ?= dist
 RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .PHONY: demo test wheel bench build fmt lint clean test-rust test-python docs
@@ -51,7 +52,7 @@ test-python: build
 	$(BIN)/pytest
 
 wheel: $(VENV)/.ready
-	. $(BIN)/activate && maturin build --release --strip --out dist
+	. $(BIN)/activate && maturin build --release --strip --out $(DIST)
 
 bench: build
 	cargo build --release --quiet -p pybalancer-bench

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pybalancer_engine::outbox::Event as Told;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::error::{EngineError, apply_error, duration, plan_error};
+use crate::error::{EngineError, apply_error, duration, os_error, plan_error};
 use crate::plan::{Choice, Plan, source_address};
 
 #[pyclass(frozen, get_all, module = "pybalancer._core")]
@@ -107,6 +108,9 @@ impl Event {
     }
 }
 
+/// How long Python's signal handlers may have to wait.
+const SLICE: Duration = Duration::from_millis(50);
+
 /// Backend → outgoing ports in use, and ports there are.
 type Usage = HashMap<String, (u32, u32)>;
 
@@ -137,9 +141,10 @@ impl Engine {
                 "{workers} workers are more than any machine has cores"
             )));
         }
-        Ok(Engine(py.detach(|| {
-            pybalancer_engine::Engine::start(workers, stats_path.as_deref())
-        })?))
+        let started =
+            py.detach(|| pybalancer_engine::Engine::start(workers, stats_path.as_deref()));
+        let file = stats_path.map(|path| path.display().to_string());
+        Ok(Engine(started.map_err(|error| os_error(&error, file))?))
     }
 
     #[getter]
@@ -271,6 +276,13 @@ impl Engine {
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<u64> {
         let grace = duration("timeout", timeout)?;
         let engine = self.ours()?;
-        Ok(py.detach(|| engine.close(grace)))
+        let wait = py.detach(|| engine.begin_close(grace));
+        // In slices, so that Ctrl-C is heard.
+        loop {
+            if let Some(aborted) = py.detach(|| engine.wait_closed(&wait, SLICE)) {
+                return Ok(aborted);
+            }
+            py.check_signals()?;
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Errors of core and engine as Python's.
 
+use std::io;
 use std::time::Duration;
 
 use pybalancer_engine::ApplyError;
@@ -25,20 +26,19 @@ pub fn plan_error(message: impl Into<String>) -> PyErr {
     PlanError::new_err(message.into())
 }
 
+/// OSError with number, text and, where there is one, the file or address that it is about.
+pub fn os_error(error: &io::Error, about: Option<String>) -> PyErr {
+    let code = error.raw_os_error().unwrap_or(0);
+    let text = error.to_string();
+    // "Address in use (os error 98)": Python shows the number in its own way.
+    let text = text.split(" (os error").next().unwrap_or_default();
+    PyOSError::new_err((code, text.to_owned(), about))
+}
+
 /// Why a plan was not applied.
 pub fn apply_error(error: &ApplyError) -> PyErr {
     match error {
-        ApplyError::Bind { address, error } => {
-            let code = error.raw_os_error().unwrap_or(0);
-            let text = error.to_string();
-            // "Address in use (os error 98)": Python shows the number in its own way.
-            let text = text
-                .split(" (os error")
-                .next()
-                .unwrap_or_default()
-                .to_owned();
-            PyOSError::new_err((code, text, address.to_string()))
-        }
+        ApplyError::Bind { address, error } => os_error(error, Some(address.to_string())),
         ApplyError::TooMany => plan_error(error.to_string()),
         ApplyError::Closed | ApplyError::Stuck => EngineError::new_err(error.to_string()),
     }

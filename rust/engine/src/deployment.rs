@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::flow::FlowHasher;
 use pybalancer_core::plan::{Listener, Orphans, Plan, PlannedPool};
 use pybalancer_core::pool::State;
@@ -109,6 +110,15 @@ impl Deployment {
             pools,
             orphans,
         })
+    }
+}
+
+impl Deployment {
+    /// Where the listener of `front`, an earlier one, is now, if at another TCP address.
+    pub fn moved(&self, front: &Front) -> Option<&Arc<Front>> {
+        let tcp = matches!(front.listener.bind, Endpoint::Tcp(_));
+        let same = |new: &&Arc<Front>| new.listener.name == front.listener.name;
+        self.fronts.iter().find(same).filter(|_| tcp)
     }
 }
 

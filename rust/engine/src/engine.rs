@@ -14,6 +14,7 @@ use std::time::Duration;
 use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::plan::{Listener, Plan};
 use pybalancer_core::pool::{Draw, Key, Verdict};
+use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
 use crate::deployment::Deployment;
@@ -27,6 +28,9 @@ use crate::stats::Stats;
 use crate::sys;
 use crate::worker::{Shared, Worker};
 
+/// How long a socket goes on accepting whose listener has moved to another address. Clients whose SYN it
+/// has answered belong to it; closing it would reset them.
+pub const RETIREMENT: Duration = Duration::from_secs(4);
 /// How long workers may take to run a plan. They answer within a turn; longer means that one hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -71,9 +75,16 @@ impl fmt::Display for ApplyError {
 /// port, for whom.
 type SocketKey = (Endpoint, Option<Arc<str>>);
 
+/// An engine on its way to its end.
+pub struct Closing {
+    give_up_at: Tick,
+}
+
 struct Bound {
     number: u32,
     address: Endpoint,
+    /// Its listener has moved to another address; until then workers still accept from it.
+    retired: Option<Tick>,
     /// Removed when this is dropped.
     file: Option<SocketFile>,
 }
@@ -193,6 +204,12 @@ impl Engine {
             return Err(ApplyError::Closed);
         }
         self.note_file_limit();
+        let now = self.shared.clock.now();
+        // A little before the workers close it, so that nothing is revived that is gone already.
+        let margin = RETIREMENT / 4;
+        state
+            .sockets
+            .retain(|_, bound| bound.retired.is_none_or(|until| now + margin < until));
         let mut fresh: Vec<(SocketKey, u32, Listening)> = Vec::new();
         let mut places = Vec::with_capacity(plan.listeners.len());
         for listener in &plan.listeners {
@@ -210,8 +227,8 @@ impl Engine {
             }
             let alone = !state
                 .sockets
-                .keys()
-                .any(|(ours, _)| overlap(ours, &listener.bind));
+                .values()
+                .any(|bound| overlap(&bound.address, &listener.bind));
             let listening = socket::listen(
                 &listener.bind,
                 self.workers(),
@@ -262,6 +279,7 @@ impl Engine {
                 Bound {
                     number,
                     address: listening.address,
+                    retired: None,
                     file: listening.file,
                 },
             );
@@ -271,11 +289,22 @@ impl Engine {
                 .send(Command::Apply(Arc::clone(&next)), None)
                 .is_ok();
         }
-        let wanted: Vec<u32> = next.fronts.iter().map(|front| front.socket).collect();
-        state
-            .sockets
-            .retain(|_, bound| wanted.contains(&bound.number));
-        state.deployment = Some(next);
+        let before = state.deployment.replace(Arc::clone(&next));
+        state.sockets.retain(|_, bound| {
+            if next.fronts.iter().any(|front| front.socket == bound.number) {
+                bound.retired = None;
+                return true;
+            }
+            let before = before.iter().flat_map(|deployment| &deployment.fronts);
+            let moved = before
+                .into_iter()
+                .any(|front| front.socket == bound.number && next.moved(front).is_some());
+            if moved {
+                bound.retired = Some(now + RETIREMENT);
+            }
+            // Retired before, and not over yet.
+            bound.retired.is_some()
+        });
         if sent && self.shared.progress.wait_applied(generation, PATIENCE) {
             self.shared
                 .stats
@@ -356,6 +385,16 @@ impl Engine {
     /// Accept no more, wait up to `grace` for tunnels to end, abort the rest and end the workers; how
     /// many were aborted. May be called again, from another thread and with less grace.
     pub fn close(&self, grace: Duration) -> u64 {
+        let wait = self.begin_close(grace);
+        loop {
+            if let Some(aborted) = self.wait_closed(&wait, PATIENCE) {
+                return aborted;
+            }
+        }
+    }
+
+    /// The beginning of [`close`](Engine::close): what to give to [`wait_closed`](Engine::wait_closed).
+    pub fn begin_close(&self, grace: Duration) -> Closing {
         {
             let mut state = self.state();
             state.closed = true;
@@ -365,13 +404,17 @@ impl Engine {
         for mailbox in &self.mailboxes {
             let _ = mailbox.send(Command::Finish(deadline), None);
         }
-        let Some(aborted) = self
-            .shared
-            .progress
-            .wait_ended(grace.saturating_add(PATIENCE))
-        else {
-            // A worker hangs. Its thread is given up rather than the caller.
-            return self.active();
+        Closing {
+            give_up_at: deadline + PATIENCE,
+        }
+    }
+
+    /// Wait up to `slice` for the workers to end; how many tunnels they aborted, once they have.
+    pub fn wait_closed(&self, closing: &Closing, slice: Duration) -> Option<u64> {
+        let Some(aborted) = self.shared.progress.wait_ended(slice) else {
+            // A worker that hangs: its thread is given up rather than the caller.
+            let late = self.shared.clock.now() >= closing.give_up_at;
+            return late.then(|| self.active());
         };
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -379,7 +422,7 @@ impl Engine {
             // Its panics were caught; it has reported its end.
             let _ = thread.join();
         }
-        aborted
+        Some(aborted)
     }
 
     /// Make a worker panic, to show that it is contained.

@@ -30,6 +30,7 @@ pub struct Pipe {
 pub struct PipePool {
     idle: Vec<Pipe>,
     made: usize,
+    short: bool,
 }
 
 impl PipePool {
@@ -38,7 +39,7 @@ impl PipePool {
         if let Some(pipe) = self.idle.pop() {
             return Some(pipe);
         }
-        if self.made >= MOST {
+        if self.made >= MOST || self.short {
             return None;
         }
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
@@ -46,6 +47,16 @@ impl PipePool {
         let _ = rustix::pipe::fcntl_setpipe_size(&into, CAPACITY);
         self.made += 1;
         Some(Pipe { out, into })
+    }
+
+    /// Whether there are descriptors for more pipes. Without, bytes are copied.
+    #[inline]
+    pub fn leave_room(&mut self, enough: bool) {
+        self.short = !enough;
+        if self.short && !self.idle.is_empty() {
+            self.made -= self.idle.len();
+            self.idle.clear();
+        }
     }
 
     /// Give back a pipe that is empty.

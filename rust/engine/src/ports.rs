@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub struct Ports {
     used: AtomicU32,
     /// Passed over until then, in ticks.
     full_until: AtomicU64,
+    /// Not for want of ports, but since the source cannot be used.
+    unusable: AtomicBool,
 }
 
 impl Ports {
@@ -53,7 +55,14 @@ impl Ports {
 
     /// The kernel found none.
     pub fn exhausted(&self, now: Tick) {
+        self.unusable.store(false, Ordering::Relaxed);
         self.full_until.store((now + RETRY).0, Ordering::Relaxed);
+    }
+
+    /// The source is not an address of this machine.
+    pub fn unusable(&self, now: Tick) {
+        self.exhausted(now);
+        self.unusable.store(true, Ordering::Relaxed);
     }
 
     fn may_have_some(&self, now: Tick) -> bool {
@@ -107,9 +116,15 @@ impl Ways {
             .map(|way| (way.source, Held::new(&way.ports)))
     }
 
-    /// Whether every way is known to be used up.
+    /// Whether every way is known to lead nowhere.
     pub fn full(&self, now: Tick) -> bool {
         self.counted() && !self.ways.iter().any(|way| way.ports.may_have_some(now))
+    }
+
+    /// Whether some way leads nowhere for want of ports.
+    pub fn out_of_ports(&self, now: Tick) -> bool {
+        let usable = |way: &Way| !way.ports.unusable.load(Ordering::Relaxed);
+        self.full(now) && self.ways.iter().any(usable)
     }
 
     /// Whether ports can run out on this way at all (they cannot on Unix sockets).
@@ -167,6 +182,7 @@ impl Ledger {
                 let ports = Arc::new(Ports {
                     used: AtomicU32::new(0),
                     full_until: AtomicU64::new(0),
+                    unusable: AtomicBool::new(false),
                 });
                 *count = Arc::downgrade(&ports);
                 ports

@@ -6,25 +6,39 @@ use std::sync::Arc;
 use pybalancer_core::endpoint::Endpoint;
 
 use super::{Listening, Worker};
+use crate::engine::RETIREMENT;
 use crate::mailbox::Command;
+use crate::outbox::Event;
 use crate::poller::Token;
 use crate::registry::Fate;
 use crate::socket;
 use crate::stats::field;
 use crate::worker::ending::How;
 use pybalancer_core::record::Reason;
+use pybalancer_core::time::Tick;
 
 impl Worker {
     pub(super) fn on_command(&mut self) -> io::Result<()> {
         while let Some((command, descriptor)) = self.inbox.receive()? {
             match command {
                 Command::Listen { socket, shared } => {
+                    if descriptor.is_none() {
+                        // The kernel drops what does not fit into the table.
+                        self.shared.outbox.tell(Event::AcceptPaused {
+                            worker: self.index,
+                            message:
+                                "its open files are used up, and a new listener found no room \
+                                      (see ulimit -n)"
+                                    .to_owned(),
+                        });
+                    }
                     if let Some(descriptor) = descriptor {
                         let listening = Listening {
                             socket: descriptor,
                             shared,
                             watched: false,
                             front: None,
+                            retires_at: None,
                             waiting: Default::default(),
                         };
                         self.listening.insert(socket, listening);
@@ -72,6 +86,7 @@ impl Worker {
             }
             let _ = rustix::net::listen(&listening.socket, front.listener.backlog);
             listening.front = Some(Arc::clone(front));
+            listening.retires_at = None;
             if !listening.watched && self.resume_at.is_none() {
                 let token = Token::Listener(front.socket);
                 listening.watched = self
@@ -93,8 +108,21 @@ impl Worker {
             .filter(|socket| !wanted(socket))
             .collect();
         for socket in gone {
-            self.stop_listening(socket);
+            let listening = self.listening.get_mut(&socket);
+            let moved = listening.and_then(|listening| {
+                let new = deployment.moved(listening.front.as_ref()?)?;
+                listening.front = Some(Arc::clone(new));
+                Some(*listening.retires_at.get_or_insert(self.now + RETIREMENT))
+            });
+            match moved {
+                Some(at) => {
+                    self.retire_at = Some(self.retire_at.map_or(at, |before| before.min(at)))
+                }
+                None => self.stop_listening(socket),
+            }
         }
+        // Whoever waits may have to wait no longer.
+        self.admit_waiting();
         if deployment.orphans {
             self.close_orphans();
         }
@@ -104,6 +132,22 @@ impl Worker {
         self.shared
             .progress
             .applied(self.index, deployment.generation);
+    }
+
+    /// Close the listeners that have moved long enough ago.
+    pub(super) fn retire_listeners(&mut self) {
+        self.retire_at = None;
+        let retiring = self.listening.iter();
+        let retiring: Vec<(u32, Tick)> = retiring
+            .filter_map(|(socket, listening)| Some((*socket, listening.retires_at?)))
+            .collect();
+        for (socket, at) in retiring {
+            if at <= self.now {
+                self.stop_listening(socket);
+            } else {
+                self.retire_at = Some(self.retire_at.map_or(at, |before| before.min(at)));
+            }
+        }
     }
 
     fn stop_accepting(&mut self) {

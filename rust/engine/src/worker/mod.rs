@@ -61,6 +61,8 @@ struct Listening {
     watched: bool,
     /// What it is for; None until a deployment says so.
     front: Option<Arc<Front>>,
+    /// Its listener has moved: closed then.
+    retires_at: Option<Tick>,
     /// Connections that wait for `accept_rate`, oldest first, by slot and generation.
     waiting: VecDeque<(u32, u32)>,
 }
@@ -73,6 +75,8 @@ struct Folded {
     message: String,
 }
 
+/// Descriptors kept back for commands that bring one.
+const RESERVED: usize = 16;
 /// How long failures are folded.
 const FOLD: Duration = Duration::from_millis(100);
 /// A panic within this time of the last one makes the worker wait before it starts again.
@@ -100,6 +104,8 @@ pub struct Worker {
     sockets: usize,
     /// Tunnels that do not stand yet.
     opening: usize,
+    /// When a listener that has moved is closed.
+    retire_at: Option<Tick>,
     /// When the head of some queue may be admitted.
     admit_at: Option<Tick>,
     /// Accepting pauses until then.
@@ -142,6 +148,7 @@ impl Worker {
             tools: Tools::default(),
             sockets: 0,
             opening: 0,
+            retire_at: None,
             admit_at: None,
             resume_at: None,
             pause_told: false,
@@ -268,6 +275,7 @@ impl Worker {
     fn timeout(&self) -> Option<Duration> {
         let times = [
             self.wheel.next(),
+            self.retire_at,
             self.admit_at,
             self.resume_at,
             self.tell_at,
@@ -289,6 +297,9 @@ impl Worker {
                 self.on_timer(slot);
             }
             self.due = due;
+        }
+        if reached(self.retire_at, self.now) {
+            self.retire_listeners();
         }
         if reached(self.admit_at, self.now) {
             self.admit_waiting();
@@ -317,6 +328,11 @@ impl Worker {
             .worker(field!(WorkerSlot, bytes_copied), copied);
         self.counters
             .worker(field!(WorkerSlot, bytes_spliced), spliced);
+        let most = self.shared.most_files.load(Ordering::Relaxed);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.tools
+            .pipes
+            .leave_room(most.saturating_sub(self.descriptors()) > 2 * RESERVED);
         self.counters
             .gauge(field!(WorkerSlot, descriptors), self.descriptors() as u64);
         self.counters
@@ -334,8 +350,9 @@ impl Worker {
     fn has_room(&self) -> bool {
         let most =
             usize::try_from(self.shared.most_files.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-        // Every opening connection will want a second socket.
-        self.descriptors() + self.opening + 2 + 16 <= most
+        // Every connection will want a second socket.
+        let sockets = 2 * (self.tunnels.len() + 1);
+        self.descriptors() - self.sockets + sockets + RESERVED <= most
     }
 
     fn entropy(&mut self) -> u64 {

@@ -270,11 +270,10 @@ impl Worker {
                     let Some(opening) = &mut tunnel.opening else {
                         return;
                     };
-                    let full = pool
-                        .ways
-                        .get(usize::from(index))
-                        .is_some_and(|ways| ways.full(self.now));
-                    opening.short_of_ports |= full;
+                    let ways = pool.ways.get(usize::from(index));
+                    let full = ways.is_some_and(|ways| ways.full(self.now));
+                    let out_of_ports = ways.is_some_and(|ways| ways.out_of_ports(self.now));
+                    opening.short_of_ports |= out_of_ports;
                     // A backend that was not even asked does not count as one that refused.
                     tunnel.tries = tunnel.tries.saturating_add(u8::from(!full));
                     opening.tried.push(entry.index());
@@ -312,7 +311,6 @@ impl Worker {
         let timeouts = &pool.planned.dialing.timeouts;
         self.counters
             .backend(entry.index(), field!(BackendSlot, connects), 1);
-        let mut unusable = false;
         for _ in 0..ways.attempts() {
             let (from, port) = match (from, ways.counted()) {
                 (From::Client(_), _) | (_, false) => (from, None),
@@ -331,10 +329,9 @@ impl Worker {
                 Err(DialError::Source(error)) => {
                     // Not the backend's fault: say so, and try the other sources.
                     if let Some(port) = &port {
-                        port.ports().exhausted(self.now);
+                        port.ports().unusable(self.now);
                     }
                     self.fold_source_failure(&pool.planned.pool.name, from, error);
-                    unusable = true;
                 }
                 Err(DialError::Busy) => return Attempt::Busy,
                 Err(DialError::Backend(error)) => {
@@ -343,7 +340,7 @@ impl Worker {
                 }
             }
         }
-        if !unusable {
+        if ways.out_of_ports(self.now) {
             self.fold_exhaustion(entry);
         }
         Attempt::Failed
