@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
 import trio
 
 from pybalancer import _core
 from pybalancer.config import load
 from pybalancer.config.compile import compile_plan, resolve
+from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
 from pybalancer.config.secret import read_secret, read_token
-from pybalancer.errors import ConfigError, Problem, StartError
+from pybalancer.errors import AdminError, ConfigError, Problem, PybalancerError, StartError, plain
+from pybalancer.explanation import choose_pool, client_address, explanation
 from pybalancer.policy.coalesce import Coalescer
-from pybalancer.policy.health import BackendHealth, apply_panic
+from pybalancer.policy.health import BackendHealth, apply_panic, unknown
 from pybalancer.status import LastReload, ReloadResult, Status
 from pybalancer.tasks import events
 from pybalancer.tasks.health import HealthWatcher
 from pybalancer.tasks.logs import RecordWriter
+from pybalancer.tasks.reload import Mark, mark, watch_file
 
 if TYPE_CHECKING:
     from pybalancer.stats.reader import Stats
@@ -34,8 +36,14 @@ _log = logging.getLogger("pybalancer")
 Source = Config | str | os.PathLike[str] | Mapping[str, Any]
 """A configuration, the path of its file, or what the file would parse to."""
 
+Key = tuple[str, str]
+"""Pool and backend."""
+
 SWAP_INTERVAL: Final = 0.1
 """Seconds between two plans that health asks for: a flapping backend must not keep the workers busy."""
+
+RETRY: Final = 1.0
+"""Seconds after which a plan that could not be applied is made anew."""
 
 
 class Balancer:
@@ -45,10 +53,11 @@ class Balancer:
     block everything is closed, live tunnels too (``await lb.stop(grace=30)`` first, to let them end).
 
     ``admin`` starts the admin interface at the configured or default address; ``records`` gets a line
-    for each connection that ended (binary stream, if ``[log] connections`` is on); ``watch`` overrides
-    ``[balancer] watch``.
+    for each connection that ended (binary stream, if ``[log] connections`` is on).
 
-    Raises on entry ConfigError, StartError (an address is taken: ``filename`` says which).
+    Raises on entry ConfigError, StartError (an address is taken: ``filename`` says which). What is
+    raised in the block leaves it as it is. After a ``fork`` the child can only leave it alone: what it
+    calls raises EngineError.
     """
 
     def __init__(
@@ -64,14 +73,21 @@ class Balancer:
         self._records = records
         self._admin: str | None = None
         self._started = time.monotonic()
+        self._phase: Literal["new", "starting", "running", "ended"] = "new"
         self._last_reload: LastReload | None = None
         self._reloading = trio.Lock()
+        """One reload at a time."""
+        self._applying = trio.Lock()
+        """One plan at a time: a reload may wait long for a name server, and health does not wait for that."""
+        self._applied: dict[Key, tuple[bool, float]] = {}
+        """Of each backend what the plan that runs says: is it up, and its ramp."""
+        self._stopping = False
         self._closed = trio.Event()
-        self._addresses: dict[tuple[str, str], str] = {}
+        self._addresses: dict[Key, str] = {}
         self._secret = b""
         self._writer: RecordWriter | None = None
         self._config: Config
-        self._engine: _core.Engine
+        self._handle: _core.Engine | None = None
         self._plan: _core.Plan
         self._stats: Stats
         self._watcher: HealthWatcher
@@ -81,31 +97,56 @@ class Balancer:
     # Start and end.
 
     async def __aenter__(self) -> Self:
-        from pybalancer.stats.reader import Stats
-
-        config = await trio.to_thread.run_sync(self._load, None)
-        addresses = await resolve(config)
-        self._secret = await trio.to_thread.run_sync(read_secret, config)
-        self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
-        self._watcher = HealthWatcher(self._swaps.request)
-        async with contextlib.AsyncExitStack() as stack:
-            self._engine = await self._start_engine(config)
-            stack.push_async_callback(self._close_engine)
-            self._stats = stack.enter_context(Stats(fd=self._engine.stats_fd))
-            self._engine.log_connections(self._records is not None and config.log.connections)
-            # A nursery that is left is cancelled first: the tasks end before the engine does.
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            await self._apply(config, addresses)
-            self._watcher.update(config, addresses)
-            await self._start_tasks(nursery, config)
-            self._stack = stack.pop_all()
+        if self._phase != "new":
+            raise RuntimeError("this balancer was started before; make another")
+        self._phase = "starting"
+        try:
+            await self._start()
+        except BaseException as error:
+            self._release()
+            only = plain(error)
+            if only is error:
+                raise
+            raise only from only.__cause__
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        return bool(await self._stack.__aexit__(kind, error, trace))
+        try:
+            return bool(await self._stack.__aexit__(kind, error, trace))
+        except BaseExceptionGroup as group:
+            if error is not None and _leaves(group) == _leaves(error):
+                return False
+            only = plain(group)
+            raise only from only.__cause__
+        finally:
+            self._release()
+
+    async def _start(self) -> None:
+        from pybalancer.stats.reader import Stats
+
+        seen = mark(self._path) if self._path is not None else None
+        config = await trio.to_thread.run_sync(self._load, None)
+        addresses = await resolve(config)
+        secret = await trio.to_thread.run_sync(read_secret, config)
+        self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
+        self._watcher = HealthWatcher(self._swaps.request)
+        async with contextlib.AsyncExitStack() as stack:
+            self._handle = await self._start_engine(config)
+            stack.push_async_callback(self._close_engine)
+            self._stats = stack.enter_context(Stats(fd=self._engine.stats_fd))
+            # From here on there is nobody to ask: its tasks have ended, its statistics go next.
+            stack.callback(self._end)
+            self._engine.log_connections(self._records is not None and config.log.connections)
+            # A nursery that is left is cancelled first: the tasks end before the engine does.
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            await self._apply(config, addresses, secret)
+            self._watcher.update(config, addresses)
+            self._phase = "running"
+            await self._start_tasks(nursery, config, seen)
+            self._stack = stack.pop_all()
 
     async def _start_engine(self, config: Config) -> _core.Engine:
         section = config.balancer
@@ -114,20 +155,19 @@ class Balancer:
                 lambda: _core.Engine(workers=section.workers, stats_path=section.stats)
             )
         except OSError as error:
-            raise StartError(error.errno, f"cannot start workers: {error.strerror}", section.stats) from error
+            what = f"{section.stats}: " if section.stats else ""
+            raise StartError(f"cannot start workers: {what}{error.strerror or error}") from error
 
-    async def _start_tasks(self, nursery: trio.Nursery, config: Config) -> None:
+    async def _start_tasks(self, nursery: trio.Nursery, config: Config, seen: Mark) -> None:
         if self._records is not None:
             self._writer = RecordWriter(self._engine, self._records, config.log.format)
             nursery.start_soon(self._writer.run)
         wake = self._writer.wake if self._writer else _nothing
-        nursery.start_soon(events.watch, self._engine, self._watcher.passive_failure, wake)
+        nursery.start_soon(events.watch, self._engine, self._connect_failed, wake)
         nursery.start_soon(self._watcher.run)
         nursery.start_soon(self._swaps.run)
         if config.balancer.watch and self._path is not None:
-            from pybalancer.tasks.reload import watch_file
-
-            nursery.start_soon(watch_file, self._path, self.reload_and_log)
+            nursery.start_soon(watch_file, self._path, self.reload_and_log, seen)
         if self._admin_wanted and config.balancer.admin != "none":
             await self._start_admin(nursery, config)
 
@@ -146,17 +186,23 @@ class Balancer:
                     task_status=task_status,
                 )
             )
-        except* server.AlreadyRunning as group:
-            if explicit is not None:
-                raise StartError(None, str(group.exceptions[0]), where) from group
-            _log.warning("no admin interface: %s; use --admin or balancer.admin", group.exceptions[0])
+        except* AdminError as group:
+            error = plain(group)
+            if explicit is not None or not isinstance(error, server.AlreadyRunning):
+                raise StartError(str(error)) from error
+            _log.warning("no admin interface: %s; use --admin or balancer.admin", error)
 
     async def stop(self, grace: float = 0.0) -> int:
         """Accept no more, let tunnels end for ``grace`` seconds, abort the rest; how many those were.
 
-        May be called again with less grace while it runs.
+        May be called again with less grace while it runs. If it is cancelled, tunnels keep what is left
+        of their time for as long as the block is not left.
         """
-        aborted = await trio.to_thread.run_sync(self._engine.close, grace)
+        if self._phase == "ended":
+            return 0
+        engine = self._live()
+        self._stopping = True
+        aborted = await trio.to_thread.run_sync(engine.close, grace, abandon_on_cancel=grace > 0)
         self._closed.set()
         return aborted
 
@@ -165,8 +211,32 @@ class Balancer:
         await self._closed.wait()
 
     async def _close_engine(self) -> None:
+        self._stopping = True
         with trio.CancelScope(shield=True):
-            await self.stop()
+            await trio.to_thread.run_sync(self._engine.close)
+            self._closed.set()
+
+    def _end(self) -> None:
+        self._phase = "ended"
+
+    def _release(self) -> None:
+        """The engine's last descriptors go with it, so they must not live as long as this object does."""
+        self._end()
+        self._writer = self._handle = None
+
+    @property
+    def _engine(self) -> _core.Engine:
+        # Asked for anew each time: a local variable would live on in the traceback of an error.
+        if self._handle is None:
+            raise PybalancerError("this balancer has ended")
+        return self._handle
+
+    def _live(self) -> _core.Engine:
+        """The engine. Raises PybalancerError where there is none."""
+        if self._phase != "running":
+            why = "has ended" if self._phase == "ended" else "does not run: enter its block first"
+            raise PybalancerError(f"this balancer {why}")
+        return self._engine
 
     # Plans.
 
@@ -179,25 +249,35 @@ class Balancer:
         assert source is not None
         return load.load_file(source)
 
-    def _health(self, config: Config) -> dict[tuple[str, str], BackendHealth]:
+    def _health(self, config: Config, addresses: Mapping[Key, str]) -> dict[Key, BackendHealth]:
         """What is known of the backends' health, each pool's panic threshold applied."""
-        known = self._watcher.snapshot()
-        effective: dict[tuple[str, str], BackendHealth] = {}
+        known, now = self._watcher.snapshot(), trio.current_time()
+        effective: dict[Key, BackendHealth] = {}
         for name, pool in config.pools.items():
-            states = {
-                (name, backend.name): known[name, backend.name]
-                for backend in pool.backends
-                if (name, backend.name) in known
-            }
-            effective.update(apply_panic(states, pool.panic))
+            states: dict[Key, BackendHealth] = {}
+            spares: dict[Key, BackendHealth] = {}
+            for backend in pool.backends:
+                key = name, backend.name
+                # At another address it is another server, of which nothing is known.
+                same = key in known and addresses.get(key) == self._addresses.get(key)
+                # One of weight 0 takes nothing whatever its state, so it is no help to the others.
+                (states if backend.weight else spares)[key] = known[key] if same else unknown(now)
+            effective |= apply_panic(states, pool.panic) | spares
         return effective
 
-    async def _apply(self, config: Config, addresses: dict[tuple[str, str], str]) -> int:
-        health = self._health(config)
+    def _connect_failed(self, pool: str, backend: str, count: int) -> None:
+        try:
+            opened = self._stats.backend(pool, backend).opened
+        except KeyError:
+            return  # A reload has removed it since.
+        self._watcher.passive_failure(pool, backend, count, opened)
+
+    async def _apply(self, config: Config, addresses: dict[Key, str], secret: bytes) -> int:
+        health = self._health(config, addresses)
         previous = getattr(self, "_plan", None)
 
         def build() -> tuple[_core.Plan, int]:
-            plan = compile_plan(config, addresses, health, self._secret, previous)
+            plan = compile_plan(config, addresses, health, secret, previous)
             return plan, self._engine.apply(plan)
 
         try:
@@ -208,15 +288,21 @@ class Balancer:
             raise StartError(error.errno, error.strerror, error.filename) from None
         except _core.PlanError as error:
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
-        self._config, self._addresses, self._plan = config, addresses, plan
+        self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
+        self._applied = _essence(health)
         return generation
 
     async def _swap(self) -> None:
         """Health changed: the same configuration, other states."""
-        async with self._reloading:
-            if not self._closed.is_set():
-                with contextlib.suppress(_core.EngineError):  # It was closed meanwhile.
-                    await self._apply(self._config, self._addresses)
+        try:
+            async with self._applying:
+                if _essence(self._health(self._config, self._addresses)) != self._applied:
+                    await self._apply(self._config, self._addresses, self._secret)
+        except (ConfigError, StartError, _core.EngineError) as error:
+            if not self._stopping:
+                _log.error("health changed, and the workers did not take it: %s", error)
+                await trio.sleep(RETRY)
+                self._swaps.request()
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         """Run another configuration; without one, read the file again.
@@ -224,35 +310,38 @@ class Balancer:
         Raises ConfigError or StartError, and then nothing has changed. Tunnels that the change does
         not concern go on untouched.
         """
+        self._live()
         async with self._reloading:
             try:
-                return await self._reload(config)
-            except (ConfigError, StartError) as error:
-                self._last_reload = LastReload(ok=False, at=time.time(), error=str(error))
+                result = await self._reload(config)
+            except Exception as error:
+                self._last_reload = LastReload(ok=False, at=time.time(), error=str(error) or repr(error))
                 raise
+            self._last_reload = LastReload(ok=True, at=time.time(), error=None)
+            return result
 
     async def _reload(self, given: Source | None) -> ReloadResult:
         config = await trio.to_thread.run_sync(self._load, given)
-        addresses = await resolve(config)
-        before, secret = self._config, self._secret
-        self._secret = await trio.to_thread.run_sync(read_secret, config)
-        try:
-            generation = await self._apply(config, addresses)
-        except (ConfigError, StartError):
-            self._secret = secret
-            raise
-        if isinstance(given, str | os.PathLike):
-            self._path = os.fspath(given)
-        elif given is not None:
-            self._path, self._given = None, given
-        self._watcher.update(config, addresses)
+        addresses = await resolve(config, self._addresses)
+        secret = await trio.to_thread.run_sync(read_secret, config)
+        before, before_secret = self._config, self._secret
+        async with self._applying:
+            generation = await self._apply(config, addresses, secret)
+            # Nothing is awaited from here on: whoever cancels a reload gets all of it or nothing.
+            if isinstance(given, str | os.PathLike):
+                self._path = os.fspath(given)
+            elif given is not None:
+                self._path, self._given = None, given
+            self._watcher.update(config, addresses)
         self._engine.log_connections(self._records is not None and config.log.connections)
         if self._writer is not None:
             self._writer.format = config.log.format
-        self._last_reload = LastReload(ok=True, at=time.time(), error=None)
+        found = changes(before, config)
+        if secret != before_secret:
+            found.append("secret changed: clients go to other backends than before")
         return ReloadResult(
             generation=generation,
-            changes=changes(before, config),
+            changes=found,
             ignored=ignored(before, config),
             warnings=[str(problem) for problem in config.warnings],
         )
@@ -261,8 +350,12 @@ class Balancer:
         """``reload`` where nobody waits for the result (a signal, a changed file): the log gets it."""
         try:
             result = await self.reload()
-        except (ConfigError, StartError) as error:
+        except (ConfigError, StartError, _core.EngineError) as error:
             _log.error("not reloaded, the old configuration stays in force: %s", error)
+            return
+        except Exception:
+            # A defect of ours in reading a file must not cost anybody a connection.
+            _log.exception("not reloaded, the old configuration stays in force")
             return
         changed = "; ".join(result.changes) or "no change"
         _log.info("reloaded (generation %d): %s", result.generation, changed)
@@ -276,12 +369,13 @@ class Balancer:
     @property
     def config(self) -> Config:
         """What runs."""
+        self._live()
         return self._config
 
     @property
     def bound(self) -> dict[str, str]:
         """Listener names and the addresses really bound (port 0 resolved)."""
-        return self._engine.bound()
+        return self._live().bound()
 
     @property
     def admin(self) -> str | None:
@@ -292,23 +386,24 @@ class Balancer:
         """A picture of this moment."""
         from pybalancer import status
 
+        engine = self._live()
         return Status(
             version=_core.__version__,
             pid=os.getpid(),
             uptime_seconds=time.monotonic() - self._started,
-            generation=self._engine.generation,
+            generation=engine.generation,
             config_file=self._path,
             admin=self._admin,
-            active=self._engine.active(),
+            active=engine.active(),
             workers=status.workers(self._stats),
-            listeners=status.listeners(self._config, self._engine, self._stats),
+            listeners=status.listeners(self._config, engine, self._stats),
             pools=status.pools(
                 self._config,
                 self._addresses,
                 self._plan,
-                self._engine,
+                engine,
                 self._stats,
-                self._health(self._config),
+                self._health(self._config, self._addresses),
                 trio.current_time(),
             ),
             last_reload=self._last_reload,
@@ -321,9 +416,10 @@ class Balancer:
         Raises ValueError for what is no address, LookupError for a pool that is not there or not given
         where there are several.
         """
+        engine = self._live()
         name = choose_pool(self._config, pool)
         address = client_address(source)
-        order = self._engine.explain(name, address)
+        order = engine.explain(name, address)
         return explanation(self._config, name, address, order)
 
     def metrics(self) -> str:
@@ -332,92 +428,23 @@ class Balancer:
 
         ports = {
             (pool, backend): usage
-            for pool, backends in self._engine.ports().items()
+            for pool, backends in self._live().ports().items()
             for backend, usage in backends.items()
         }
-        return render(self._stats, self._health(self._config), ports)
+        return render(self._stats, self._health(self._config, self._addresses), ports)
 
 
 def _nothing() -> None:
     pass
 
 
-def choose_pool(config: Config, pool: str | None) -> str:
-    """The pool that is meant. Raises LookupError."""
-    if pool is None:
-        if len(config.pools) == 1:
-            return next(iter(config.pools))
-        raise LookupError(f"there are several pools, name one: {', '.join(config.pools)}")
-    if pool not in config.pools:
-        raise LookupError(f"there is no pool {pool!r}; there are: {', '.join(config.pools)}")
-    return pool
+def _essence(health: Mapping[Key, BackendHealth]) -> dict[Key, tuple[bool, float]]:
+    """As much of the backends' health as a plan is made from."""
+    return {key: (known.up, known.ramp) for key, known in health.items()}
 
 
-def client_address(source: str) -> str:
-    """``ip:port`` of what a person writes. Raises ValueError."""
-    try:
-        address = ipaddress.ip_address(source.strip("[]"))
-    except ValueError:
-        pass
-    else:
-        return f"[{address}]:0" if address.version == 6 else f"{address}:0"
-    host, _, port = source.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-        number = int(port)
-    except ValueError:
-        raise ValueError(f"{source!r} is not a client's address: IP:PORT or [IPv6]:PORT") from None
-    if not 0 <= number <= 65535 or not port.isascii():
-        raise ValueError(f"{port} is not a port")
-    return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
-
-
-def explanation(config: Config, pool: str, source: str, order: list[_core.Choice]) -> dict[str, Any]:
-    """What ``explain`` answers."""
-    picked = next((choice.backend for choice in order if choice.verdict == "picked"), None)
-    return {
-        "source": source,
-        "pool": pool,
-        "policy": config.pools[pool].policy,
-        "key": config.pools[pool].key,
-        "backend": picked,
-        "choices": [
-            {
-                "backend": choice.backend,
-                "address": choice.address,
-                "state": choice.state,
-                "active": choice.active,
-                "verdict": choice.verdict,
-            }
-            for choice in order
-        ],
-    }
-
-
-def changes(before: Config, after: Config) -> list[str]:
-    """What differs between two configurations, for people."""
-    found = []
-    old_listeners = {listener.name: listener for listener in before.listeners}
-    new_listeners = {listener.name: listener for listener in after.listeners}
-    found += _differences("listener", old_listeners, new_listeners)
-    found += _differences("pool", before.pools, after.pools)
-    for name in before.pools.keys() & after.pools.keys():
-        old = {backend.name: backend for backend in before.pools[name].backends}
-        new = {backend.name: backend for backend in after.pools[name].backends}
-        found += _differences(f"backend {name}/", old, new)
-    return found
-
-
-def _differences(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    gap = "" if kind.endswith("/") else " "
-    found = [f"{kind}{gap}{name} added" for name in new if name not in old]
-    found += [f"{kind}{gap}{name} removed" for name in old if name not in new]
-    return found + [f"{kind}{gap}{name} changed" for name in new if name in old and new[name] != old[name]]
-
-
-def ignored(before: Config, after: Config) -> list[str]:
-    """Keys that differ and take effect at the next start only."""
-    fixed = ("workers", "stats", "admin", "admin_token", "admin_token_file", "admin_origins", "watch")
-    return [
-        f"balancer.{key}" for key in fixed if getattr(before.balancer, key) != getattr(after.balancer, key)
-    ]
+def _leaves(error: BaseException) -> list[int]:
+    """The errors of nested groups, by identity: trio makes groups anew that it has looked through."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [id(error)]

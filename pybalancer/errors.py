@@ -53,6 +53,16 @@ class AdminError(PybalancerError):
     """The running balancer cannot be asked: it does not answer, or it refused."""
 
 
+def plain(error: BaseException) -> BaseException:
+    """The one error inside of nested groups, or the group that has several.
+
+    Nurseries wrap what passes through them; of those in here a host need not know.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def __getattr__(name: str) -> Any:
     """``PlanError`` and ``EngineError``, which the compiled core defines: loaded when first asked for."""
     if name not in ("EngineError", "PlanError"):

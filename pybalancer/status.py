@@ -156,7 +156,10 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
     bound = engine.bound()
     found = []
     for listener in config.listeners:
-        counters = stats.listener(listener.name)
+        try:
+            counters, active = stats.listener(listener.name), stats.active("", listener.name)
+        except KeyError:
+            continue  # The workers run a newer plan already, without it.
         found.append(
             ListenerStatus(
                 name=listener.name,
@@ -164,7 +167,7 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
                 bound=bound.get(listener.name),
                 mode=listener.mode,
                 pool=listener.pool,
-                active=stats.active("", listener.name),
+                active=active,
                 accepted=counters.accepted,
                 opened=counters.opened,
                 queued=counters.queued,
@@ -197,7 +200,10 @@ def pools(
         shares = plan.shares(name)
         backends = []
         for backend in pool.backends:
-            counters = stats.backend(name, backend.name)
+            try:
+                counters, active = stats.backend(name, backend.name), stats.active(name, backend.name)
+            except KeyError:
+                continue  # The workers run a newer plan already, without it.
             known = health.get((name, backend.name))
             used, total = ports.get(name, {}).get(backend.name, (0, 0))
             backends.append(
@@ -210,7 +216,7 @@ def pools(
                     ramp=1.0 if known is None else known.ramp,
                     reason="" if known is None else known.reason,
                     since_seconds=0.0 if known is None else max(0.0, now - known.since),
-                    active=stats.active(name, backend.name),
+                    active=active,
                     opened=counters.opened,
                     connect_failures=counters.connect_failures,
                     resets=counters.resets,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -10,13 +13,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 import trio
 
-from pybalancer.errors import PybalancerError
+from pybalancer.errors import PybalancerError, plain
 
 if TYPE_CHECKING:
     from pybalancer.balancer import Balancer, Source
     from pybalancer.status import ReloadResult, Status
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger("pybalancer")
 
 
 def run_in_thread(
@@ -25,8 +30,9 @@ def run_in_thread(
     """Start a balancer in a thread of its own: ``with pybalancer.run_in_thread(config) as lb:``.
 
     Arguments as of ``Balancer``. It listens when the block is entered; errors at the start are raised
-    there. Methods may be called from any thread, asyncio's too: none waits for traffic. No signal
-    handler is installed; Ctrl-C reaches the host, which leaves the block.
+    there. Methods may be called from any thread, asyncio's too: none waits for traffic but ``close``
+    with a ``grace`` (``await asyncio.to_thread(lb.close, 30)``). No signal handler is installed; Ctrl-C
+    reaches the host, which leaves the block.
     """
     return ThreadedBalancer(config, admin=admin, records=records)
 
@@ -38,19 +44,31 @@ class ThreadedBalancer:
         self._arguments = (config, admin, records)
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
+        # Not Thread.is_alive: before Python 3.13 a join that Ctrl-C interrupts takes the thread for ended.
+        self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._process = os.getpid()
+        self._given_up = False
         self._balancer: Balancer
-        self._token: trio.lowlevel.TrioToken
+        self._token: trio.lowlevel.TrioToken | None = None
         self._stop: trio.Event
-        self._grace = 0.0
+        self._starting: trio.CancelScope
+        self._ending: trio.CancelScope
 
     def __enter__(self) -> Self:
         if self._thread is not None:
             raise RuntimeError("this balancer was started before; make another")
+        self._process = os.getpid()
         # A daemon: a host that forgets to leave the block can still exit.
         self._thread = threading.Thread(target=self._run, name="pybalancer-trio", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        try:
+            self._ready.wait()
+        except BaseException:
+            # Ctrl-C during a slow start: nobody will leave the block, so nothing may stay behind.
+            self._given_up = True
+            self._finish(0.0)
+            raise
         if self._error is not None:
             self._thread.join()
             raise self._error
@@ -65,70 +83,97 @@ class ThreadedBalancer:
         try:
             trio.run(self._main)
         except BaseException as error:
-            self._error = _plain(error)
+            self._error = plain(error)
+            if self._ready.is_set():
+                _log.critical("the balancer has ended: nobody asked it to", exc_info=self._error)
         finally:
             self._ready.set()
+            self._ended.set()
 
     async def _main(self) -> None:
         from pybalancer.balancer import Balancer
 
         config, admin, records = self._arguments
         self._stop = trio.Event()
+        self._starting, self._ending = trio.CancelScope(), trio.CancelScope()
         self._token = trio.lowlevel.current_trio_token()
-        async with Balancer(config, admin=admin, records=records) as balancer:
-            self._balancer = balancer
-            self._ready.set()
-            await self._stop.wait()
-            if self._grace > 0:
-                await balancer.stop(self._grace)
+        if self._given_up:
+            return
+        with self._starting:
+            async with Balancer(config, admin=admin, records=records) as balancer:
+                self._balancer = balancer
+                self._ready.set()
+                await self._stop.wait()
+                left = self._ending.deadline - trio.current_time()
+                if left > 0:
+                    with self._ending:
+                        await balancer.stop(left)
 
-    def _call(self, function: Callable[[], _T]) -> _T:
-        return self._running(lambda: trio.from_thread.run_sync(function, trio_token=self._token))
+    def _call(self, ask: Callable[[Balancer], _T]) -> _T:
+        return self._running(lambda: trio.from_thread.run_sync(ask, self._balancer, trio_token=self._token))
 
     def _running(self, call: Callable[[], _T]) -> _T:
+        if os.getpid() != self._process:
+            from pybalancer._core import EngineError
+
+            # The thread that would answer is not here: the call would wait for ever.
+            raise EngineError(
+                "this balancer was started by the parent process: a fork copies its memory but not its "
+                "threads; start one after the fork"
+            )
         if self._thread is None or not self._ready.is_set():
             raise PybalancerError("this balancer does not run: enter its `with` block first")
         try:
             return call()
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, trio.Cancelled):
             why = f": {self._error}" if self._error else ""
             raise PybalancerError(f"this balancer has ended{why}") from self._error
 
     def close(self, grace: float = 0.0) -> None:
-        """Stop, after letting live tunnels end for up to ``grace`` seconds. Idempotent."""
-        if self._thread is None or not self._thread.is_alive():
+        """Stop, after letting live tunnels end for up to ``grace`` seconds.
+
+        Idempotent; called again with less ``grace`` while it waits, as leaving the block does, it ends
+        sooner.
+        """
+        if not 0 <= grace < math.inf:
+            raise ValueError(f"grace is a number of seconds from 0, not {grace}")
+        if self._thread is None or os.getpid() != self._process:
             return
-        self._grace = grace
-        with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._stop.set)
+        self._finish(grace)
+        self._ended.wait()
         self._thread.join()
+
+    def _finish(self, grace: float) -> None:
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._finish_soon, grace)
+
+    def _finish_soon(self, grace: float) -> None:
+        """In the thread of trio."""
+        if not self._ready.is_set():
+            self._starting.cancel()
+        self._ending.deadline = min(self._ending.deadline, trio.current_time() + grace)
+        self._stop.set()
 
     @property
     def bound(self) -> dict[str, str]:
         """Listener names and the addresses really bound."""
-        return self._call(lambda: self._balancer.bound)
+        return self._call(lambda balancer: balancer.bound)
 
     def status(self) -> Status:
         """A picture of this moment."""
-        return self._call(self._balancer.status)
+        return self._call(lambda balancer: balancer.status())
 
     def explain(self, source: str, pool: str | None = None) -> dict[str, Any]:
         """As ``Balancer.explain``."""
-        return self._call(lambda: self._balancer.explain(source, pool))
+        return self._call(lambda balancer: balancer.explain(source, pool))
 
     def metrics(self) -> str:
         """As ``Balancer.metrics``."""
-        return self._call(self._balancer.metrics)
+        return self._call(lambda balancer: balancer.metrics())
 
     def reload(self, config: Source | None = None) -> ReloadResult:
         """As ``Balancer.reload``; waits for its result."""
         return self._running(
             lambda: trio.from_thread.run(self._balancer.reload, config, trio_token=self._token)
         )
-
-
-def _plain(error: BaseException) -> BaseException:
-    """The one error of a group: at the start there is rarely more than one thing wrong."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

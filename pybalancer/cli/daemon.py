@@ -17,6 +17,8 @@ from pybalancer.cli.notify import notify, reloading
 from pybalancer.config.load import load_file
 from pybalancer.config.model import Config
 from pybalancer.errors import AdminError, StartError
+from pybalancer.status import ReloadResult
+from pybalancer.tasks.logs import configure_logging
 
 _log = logging.getLogger("pybalancer")
 
@@ -36,6 +38,12 @@ class _FileBalancer(Balancer):
         if config is None and self._path is not None:
             return load_file(self._path, os.environ, self._overrides)
         return super()._load(config)
+
+    async def reload(self, config: Source | None = None) -> ReloadResult:
+        result = await super().reload(config)
+        # The log of the daemon is ours to set up; the log of a host program would not be.
+        configure_logging(self.config.log.format, self.config.log.level)
+        return result
 
 
 def refuse_second(config: Config) -> None:
@@ -110,8 +118,7 @@ async def _reload(balancer: Balancer) -> None:
 
 async def _stop(balancer: Balancer, grace: float) -> None:
     notify("STOPPING=1")
-    live = balancer.status().active
-    if grace and live:
+    if grace and (live := balancer.status().active):
         _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
     aborted = await balancer.stop(grace)
     if aborted:

@@ -31,11 +31,13 @@ class Health(Protocol):
     def ramp(self) -> float: ...
 
 
-async def resolve(config: Config) -> dict[tuple[str, str], str]:
+async def resolve(config: Config, before: Addresses | None = None) -> dict[tuple[str, str], str]:
     """Look up every backend's host name, all at once.
 
-    Of several addresses the first of the pool's source family is taken, else the first: a name is one
-    backend. Raises ConfigError naming each that does not resolve.
+    A name is one backend: of several addresses the one that it had ``before`` is taken, since name
+    servers list them in another order each time, and a backend that moves is another one to its tunnels;
+    else the first of the pool's source family, else the first. Raises ConfigError naming each that does
+    not resolve.
     """
     addresses: dict[tuple[str, str], str] = {}
     problems: list[Problem] = []
@@ -50,7 +52,9 @@ async def resolve(config: Config) -> dict[tuple[str, str], str]:
             return
         texts = [str(entry[4][0]) for entry in found]
         fitting = [text for text in texts if not families or ipaddress.ip_address(text).version in families]
-        addresses[pool, backend] = _join((fitting or texts)[0], port)
+        choices = [_join(text, port) for text in fitting or texts]
+        earlier = (before or {}).get((pool, backend))
+        addresses[pool, backend] = earlier if earlier in choices else choices[0]
 
     with trio.move_on_after(LOOKUP_TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:

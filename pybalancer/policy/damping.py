@@ -13,8 +13,9 @@ from typing import Final
 HALF_LIFE: Final = 60.0
 """Seconds in which a penalty halves."""
 
-FREE: Final = 1.5
-"""Penalty up to which a fall costs nothing: one fall a minute is an ordinary restart."""
+FREE: Final = 2.0
+"""Penalty up to which a fall costs nothing. One fall each half-life comes near it and never above: that
+is an ordinary restart."""
 
 UNIT: Final = 2.0
 """Seconds that the length of a hold is made of."""

@@ -6,7 +6,6 @@ clock is read, so a wall clock that jumps changes nothing, and tests need not wa
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Mapping
@@ -41,14 +40,19 @@ class BackendHealth:
         return (self.up, self.ramp, self.held) == (other.up, other.ramp, other.held)
 
 
+def unknown(now: float) -> BackendHealth:
+    """Of a backend that was never asked. It is up: at the start, asking takes longer than trying."""
+    return BackendHealth(True, 1.0, "not checked yet", now)
+
+
 class HealthMachine:
-    """One backend between up and down. It starts up: at the start, asking takes longer than trying.
+    """One backend between up and down. It starts up, as ``unknown`` ones are.
 
     ====  =======================================================  =====================================
     from  on                                                       to
     ====  =======================================================  =====================================
     up    ``fall`` failed probes in a row                          down, or held if it flapped lately
-    up    ``fall`` failed connects within 10 s, no success between  the same
+    up    ``fall`` failed connects in 10 s, no success in between  the same
     down  ``rise`` good probes in a row                            up, ramping over ``slow_start``
     held  its time is over, ``rise`` good probes before            up, ramping over ``slow_start``
     held  its time is over otherwise                               down
@@ -64,6 +68,7 @@ class HealthMachine:
         "_held_for",
         "_held_until",
         "_ramp_from",
+        "_ramp_step",
         "_said",
         "_since",
         "_up",
@@ -74,15 +79,17 @@ class HealthMachine:
         self.settings = settings
         self._up = True
         self._since = now
-        self._said = "not checked yet"
+        self._said = unknown(now).reason
         self._asked = False
         self._good = 0
         self._bad = 0
-        self._connects: deque[tuple[float, int]] = deque()  # Shorter than `fall`: that many end it.
+        # Shorter than `fall`: that many bring it down, and it comes back by good probes, which clear it.
+        self._connects: deque[tuple[float, int]] = deque()
         self._damping = FlapDamping()
         self._held_for = 0.0
         self._held_until: float | None = None
-        self._ramp_from: float | None = None
+        self._ramp_from: float | None = None  # When it was at _ramp_step; None: it is over.
+        self._ramp_step = 0
 
     def observe(self, ok: bool, reason: str, now: float) -> None:
         """A probe ended."""
@@ -100,14 +107,21 @@ class HealthMachine:
             if self._up and self._bad >= self.settings.fall:
                 self._fall(now)
 
-    def passive_failure(self, count: int, now: float) -> None:
-        """Workers failed to connect ``count`` times."""
+    def passive_failure(self, count: int, now: float, succeeded: int = 0) -> None:
+        """Workers failed to connect ``count`` times, and ``succeeded`` times not, since the last report."""
         self._settle(now)
         self._good = 0
         if not self._up:
             return  # Dials that began before it went down; probes decide when it comes back.
         while self._connects and now - self._connects[0][0] > PASSIVE_WINDOW:
             self._connects.popleft()
+        if succeeded:
+            # In which order they came within the report is not known.
+            self._connects.clear()
+            if succeeded > count:
+                # A server at its limit turns some away and serves the rest: to take it out would push
+                # all of its load to others, who are no better off. If it died, the next report says so.
+                count = min(count, max(1, self.settings.fall - 1))
         self._connects.append((now, count))
         failed = sum(failures for _, failures in self._connects)
         if failed >= self.settings.fall:
@@ -115,13 +129,18 @@ class HealthMachine:
             self._said = f"{times} failed within {PASSIVE_WINDOW:g}s"
             self._fall(now)
 
-    def reconfigure(self, settings: HealthSettings) -> None:
+    def reconfigure(self, settings: HealthSettings, now: float) -> None:
         """Go on under other settings. The verdict stands until the new check has made its own."""
-        if settings != self.settings:
-            self.settings = settings
-            self._good = self._bad = 0
-            self._connects.clear()
-            self._asked = False
+        if settings == self.settings:
+            return
+        self._settle(now)
+        if self._ramp_from is not None:
+            # It goes on from where it is: a reload takes no keys away from a backend that has them.
+            self._ramp_step, self._ramp_from = self._step(now), now
+        self.settings = settings
+        self._good = self._bad = 0
+        self._connects.clear()
+        self._asked = False
 
     def health(self, now: float) -> BackendHealth:
         self._settle(now)
@@ -131,8 +150,8 @@ class HealthMachine:
     def next_probe(self, after: float, rng: random.Random) -> float | None:
         """When to probe next, given when the last probe began; None while nothing is to be asked.
 
-        The first one comes at once, give or take the jitter, so that a thousand backends are not asked in
-        the same instant.
+        The first one under these settings comes soon, within the jitter, so that a thousand backends are
+        not asked in the same instant: ``after`` is the present for it, and for a passive check, too.
         """
         settings = self.settings
         if settings.passive and self._up:
@@ -148,40 +167,47 @@ class HealthMachine:
         self._settle(now)
         if self._held_until is not None:
             return self._held_until
-        step = self._step(now)
-        if self._ramp_from is None or step >= RAMP_STEPS:
+        if self._ramp_from is None:
             return None
-        return self._ramp_from + (step + 1) * self.settings.slow_start / RAMP_STEPS
+        return self._time_of(self._ramp_from, self._step(now) + 1)
 
     def _settle(self, now: float) -> None:
-        """End a hold whose time is over, as of the moment when it was over."""
+        """End a hold or a ramp whose time is over, as of the moment when it was over."""
         if self._held_until is not None and now >= self._held_until:
             ended, self._held_until = self._held_until, None
             if self._good >= self.settings.rise:
                 self._rise(ended)
+        if self._ramp_from is not None and now >= self._time_of(self._ramp_from, RAMP_STEPS):
+            # Forgotten, so that a longer slow_start in the next reload does not begin it again.
+            self._ramp_from = None
 
     def _rise(self, now: float) -> None:
         self._up = True
         self._since = now
-        self._bad = 0
-        self._ramp_from = now
+        self._ramp_from = now if self.settings.slow_start else None
+        self._ramp_step = 0
 
     def _fall(self, now: float) -> None:
         self._up = False
         self._since = now
-        self._good = 0
-        self._connects.clear()
         self._ramp_from = None
         self._held_for = self._damping.fell(now)
         self._held_until = now + self._held_for if self._held_for else None
 
     def _step(self, now: float) -> int:
-        if self._ramp_from is None or self.settings.slow_start <= 0:
+        """How far the ramp is: 0 to RAMP_STEPS."""
+        began = self._ramp_from
+        if began is None:
             return RAMP_STEPS
-        # A caller who wakes exactly when next_change said must find the step taken: the margin makes up
-        # for rounding, which differs between a product and its quotient.
-        share = (now - self._ramp_from) / self.settings.slow_start
-        return min(RAMP_STEPS, math.floor(share * RAMP_STEPS + 1e-6))
+        # Compared with the very numbers that next_change gives: who wakes at such a time finds the step
+        # taken. A quotient would differ by a rounding error, and have him wake again and again.
+        step = self._ramp_step
+        while step < RAMP_STEPS and self._time_of(began, step + 1) <= now:
+            step += 1
+        return step
+
+    def _time_of(self, began: float, step: int) -> float:
+        return began + (step - self._ramp_step) * self.settings.slow_start / RAMP_STEPS
 
     def _ramp(self, now: float) -> float:
         return (1 + self._step(now)) / (1 + RAMP_STEPS)

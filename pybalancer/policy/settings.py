@@ -17,7 +17,8 @@ class Check:
     """One question to a backend. ``timeout`` is in seconds and covers all of it, from the connect on.
 
     ``path``, ``host`` and ``headers`` are for http and websocket, ``expect`` (inclusive ranges of statuses
-    that count as healthy) for http. Without ``host`` the backend's own address is sent.
+    that count as healthy) for http. Without ``host`` the backend's own address is sent. ``send_proxy`` is
+    the version of the PROXY protocol header that each connection begins with, as the backend expects it.
     """
 
     kind: Kind = "tcp"
@@ -26,6 +27,7 @@ class Check:
     host: str | None = None
     expect: tuple[tuple[int, int], ...] = ((200, 399),)
     headers: tuple[tuple[str, str], ...] = ()
+    send_proxy: Literal["v1", "v2"] | None = None
 
     def expects(self, status: int) -> bool:
         return any(low <= status <= high for low, high in self.expect)
@@ -89,6 +91,8 @@ class PoolConfig(Protocol):
     def health(self) -> HealthConfig | None: ...
     @property
     def slow_start(self) -> float: ...
+    @property
+    def send_proxy(self) -> Literal["v1", "v2"] | None: ...
 
 
 class Config(Protocol):
@@ -102,7 +106,8 @@ def from_config(pool: PoolConfig) -> HealthSettings:
     """The settings that a pool's section asks for; without a health section, the passive ones."""
     health = pool.health
     if health is None:
-        return HealthSettings(rise=1, slow_start=pool.slow_start, passive=True)
+        check = Check(send_proxy=pool.send_proxy)
+        return HealthSettings(check=check, rise=1, slow_start=pool.slow_start, passive=True)
     check = Check(
         kind=health.kind,
         timeout=health.timeout,
@@ -110,6 +115,7 @@ def from_config(pool: PoolConfig) -> HealthSettings:
         host=health.host,
         expect=tuple(health.expect),
         headers=tuple(health.headers.items()),
+        send_proxy=pool.send_proxy,
     )
     return HealthSettings(
         check=check,

@@ -22,16 +22,24 @@ Ask = Callable[[Check, str], Awaitable[ProbeResult]]
 
 
 class _Watched:
-    """One backend: its machine, and the task that feeds it."""
+    """One backend: its machine, and the tasks that feed it."""
 
     def __init__(self, machine: HealthMachine, address: str) -> None:
         self.machine = machine
         self.address = address
         self.scope = trio.CancelScope()
+        self.asking = trio.CancelScope()
+        """Around the probe under way."""
+        self.asked_anew = trio.Event()
+        """Set when another time may have come for the next probe."""
         self.changed = trio.Event()
-        """Set when the task has to look again at when to do what."""
+        """Set when something else than time changed what is known."""
         self.running = False
-        self.told: BackendHealth | None = None
+        self.unasked = False
+        """Whether the last probe failed for reasons of our own."""
+        self.told = machine.health(trio.current_time())
+        self.opened = 0
+        """How many tunnels to it the workers had opened when they last reported a failure."""
 
 
 class HealthWatcher:
@@ -82,16 +90,25 @@ class HealthWatcher:
                 self._watched[key] = known
                 self._start(key, known)
             elif known.machine.settings != settings:
-                known.machine.reconfigure(settings)
+                known.machine.reconfigure(settings, trio.current_time())
                 known.changed.set()
+                known.asked_anew.set()
+                # It asks something else, or may take too long: its answer would count for nothing.
+                known.asking.cancel()
 
-    def passive_failure(self, pool: str, backend: str, count: int) -> None:
-        """Workers could not connect ``count`` times."""
+    def passive_failure(self, pool: str, backend: str, count: int, opened: int = 0) -> None:
+        """Workers could not connect ``count`` times; ``opened`` tunnels to it they have made so far."""
         watched = self._watched.get((pool, backend))
-        if watched is not None:
-            watched.machine.passive_failure(count, trio.current_time())
-            self._tell((pool, backend), watched)
+        if watched is None:
+            return
+        succeeded, watched.opened = max(0, opened - watched.opened), opened
+        was_up = watched.told.up
+        watched.machine.passive_failure(count, trio.current_time(), succeeded)
+        self._tell((pool, backend), watched)
+        if watched.told.up != was_up:
             watched.changed.set()
+            if watched.machine.settings.passive:
+                watched.asked_anew.set()
 
     def snapshot(self) -> dict[Key, BackendHealth]:
         """What is known now."""
@@ -104,44 +121,57 @@ class HealthWatcher:
             self._nursery.start_soon(self._watch, key, watched)
 
     async def _watch(self, key: Key, watched: _Watched) -> None:
-        """Sleep until the next probe, or until time alone changes the verdict; then look."""
-        machine = watched.machine
         with watched.scope:
-            began = trio.current_time()
-            due = machine.next_probe(began, self._rng)
-            while True:
-                change = machine.next_change(trio.current_time())
-                wake = min(math.inf if due is None else due, math.inf if change is None else change)
-                with trio.move_on_at(wake):
-                    await watched.changed.wait()
-                if watched.changed.is_set():
-                    watched.changed = trio.Event()
-                    due = machine.next_probe(began, self._rng) if due is None else due
-                now = trio.current_time()
-                if due is not None and now >= due:
-                    began = now
-                    await self._probe(watched)
-                    due = machine.next_probe(began, self._rng)
-                self._tell(key, watched)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_asking, key, watched)
+                nursery.start_soon(self._keep_telling, key, watched)
 
-    async def _probe(self, watched: _Watched) -> None:
+    async def _keep_asking(self, key: Key, watched: _Watched) -> None:
+        machine = watched.machine
+        due = machine.next_probe(trio.current_time(), self._rng)
+        while True:
+            with trio.move_on_at(math.inf if due is None else due):
+                await watched.asked_anew.wait()
+            began = trio.current_time()
+            if not watched.asked_anew.is_set():
+                await self._probe(key, watched)
+                watched.changed.set()
+            if watched.asked_anew.is_set():
+                watched.asked_anew = trio.Event()
+                began = trio.current_time()
+            due = machine.next_probe(began, self._rng)
+
+    async def _keep_telling(self, key: Key, watched: _Watched) -> None:
+        """Of answers, and of what time alone changes: the end of a hold, a step of the slow start.
+
+        A task of its own, since a probe may hang for long.
+        """
+        while True:
+            change = watched.machine.next_change(trio.current_time())
+            with trio.move_on_at(math.inf if change is None else change):
+                await watched.changed.wait()
+            watched.changed = trio.Event()
+            self._tell(key, watched)
+
+    async def _probe(self, key: Key, watched: _Watched) -> None:
         try:
-            result = await self._ask(watched.machine.settings.check, watched.address)
+            with trio.CancelScope() as watched.asking:
+                result = await self._ask(watched.machine.settings.check, watched.address)
+            if watched.asking.cancelled_caught:
+                return
         except Exception as error:
             # A defect here must not end the checks of all others.
             _log.exception("a health check failed by itself")
             result = ProbeResult(False, f"the check itself failed: {error}", 0.0)
-        watched.machine.observe(result.ok, result.reason, trio.current_time())
+        if result.ours and not watched.unasked:
+            _log.warning("cannot check %s/%s, so it counts as before: %s", *key, result.reason)
+        watched.unasked = result.ours
+        if not result.ours:
+            watched.machine.observe(result.ok, result.reason, trio.current_time())
 
     def _tell(self, key: Key, watched: _Watched) -> None:
         health = watched.machine.health(trio.current_time())
-        told = watched.told
-        watched.told = health
-        if told is None:
-            if not health.up:
-                self._log_change(key, health)
-                self._on_change()
-            return
+        told, watched.told = watched.told, health
         if told.up != health.up:
             self._log_change(key, health)
         if not told.same_plan(health):

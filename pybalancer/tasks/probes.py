@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -18,13 +19,27 @@ MOST_BYTES: Final = 64 * 1024
 """Of an answer's head, or of what a WebSocket says before its pong."""
 
 
+OUR_FAULT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""This machine is short of files, memory or outgoing ports: that says nothing of the backend. To mark all
+backends down for it would make an outage of a shortage."""
+
+_HELLO: Final = {"v1": b"PROXY UNKNOWN\r\n", "v2": b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"}
+"""PROXY protocol: this connection is the balancer's own (v2: LOCAL, its section 2.2)."""
+
+_USER_AGENT: Final = ("User-Agent", "pybalancer")
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a probe found. ``reason`` is for people; ``seconds`` is how long it took."""
+    """What a probe found. ``reason`` is for people; ``seconds`` is how long it took.
+
+    ``ours`` means that it failed for reasons of our own, and that nothing was found.
+    """
 
     ok: bool
     reason: str
     seconds: float
+    ours: bool = False
 
 
 class _Bad(Exception):
@@ -38,8 +53,8 @@ async def probe(check: Check, address: str) -> ProbeResult:
     """
     started = trio.current_time()
 
-    def result(ok: bool, reason: str) -> ProbeResult:
-        return ProbeResult(ok, reason, trio.current_time() - started)
+    def result(ok: bool, reason: str, ours: bool = False) -> ProbeResult:
+        return ProbeResult(ok, reason, trio.current_time() - started, ours)
 
     try:
         with trio.fail_after(check.timeout):
@@ -48,13 +63,20 @@ async def probe(check: Check, address: str) -> ProbeResult:
         return result(False, f"no answer within {check.timeout:g}s")
     except _Bad as error:
         return result(False, str(error))
+    except trio.BrokenResourceError as error:
+        return result(False, _why(error.__cause__ or error))
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        return result(False, why[:1].lower() + why[1:])
+        return result(False, _why(error), ours=error.errno in OUR_FAULT)
+
+
+def _why(error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    why = os.strerror(number) if number else str(error)
+    return why[:1].lower() + why[1:]
 
 
 @asynccontextmanager
-async def _connected(address: str) -> AsyncIterator[trio.SocketStream]:
+async def _connected(check: Check, address: str) -> AsyncIterator[trio.SocketStream]:
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         connection = trio.socket.socket(socket.AF_UNIX)
@@ -66,12 +88,28 @@ async def _connected(address: str) -> AsyncIterator[trio.SocketStream]:
         target = (host, int(port))
     with connection:
         await connection.connect(target)
-        yield trio.SocketStream(connection)
+        _check_peer(connection)
+        stream = trio.SocketStream(connection)
+        if check.send_proxy is not None:
+            await stream.send_all(_HELLO[check.send_proxy])
+        yield stream
+
+
+def _check_peer(connection: trio.socket.SocketType) -> None:
+    """Raise _Bad unless a connection that was reported as made leads to somebody."""
+    try:
+        peer = connection.getpeername()
+    except OSError:
+        # A Unix socket refuses with EAGAIN, which for TCP means "under way": a hung server would pass.
+        raise _Bad("its accept queue is full") from None
+    if connection.family != socket.AF_UNIX and peer == connection.getsockname():
+        # Where nobody listens on a local port of the ephemeral range, a connect may by chance start from
+        # that very port, and then reaches itself (TCP's simultaneous open).
+        raise _Bad(_why(ConnectionRefusedError(errno.ECONNREFUSED, "")))
 
 
 async def _tcp(check: Check, address: str) -> str:
-    del check
-    async with _connected(address):
+    async with _connected(check, address):
         return "connected"
 
 
@@ -79,13 +117,18 @@ def _host(check: Check, address: str) -> str:
     return check.host or ("localhost" if address.startswith("unix:") else address)
 
 
+def _headers(check: Check) -> list[tuple[str, str]]:
+    ours = [] if any(name.lower() == "user-agent" for name, _ in check.headers) else [_USER_AGENT]
+    return [*ours, *check.headers]
+
+
 async def _http(check: Check, address: str) -> str:
     import h11
 
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_BYTES)
-    headers = [("Host", _host(check, address)), ("User-Agent", "pybalancer"), ("Connection", "close")]
-    request = h11.Request(method="GET", target=check.path, headers=[*headers, *check.headers])
-    async with _connected(address) as stream:
+    headers = [("Host", _host(check, address)), ("Connection", "close"), *_headers(check)]
+    request = h11.Request(method="GET", target=check.path, headers=headers)
+    async with _connected(check, address) as stream:
         await stream.send_all(
             (connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b"")
         )
@@ -93,7 +136,10 @@ async def _http(check: Check, address: str) -> str:
             while True:
                 event = connection.next_event()
                 if event is h11.NEED_DATA:
-                    connection.receive_data(await stream.receive_some(MOST_BYTES))
+                    data = await stream.receive_some(MOST_BYTES)
+                    if not data and not connection.trailing_data[0]:
+                        raise _Bad("closed without an answer")
+                    connection.receive_data(data)
                 elif isinstance(event, h11.Response):
                     break
                 elif not isinstance(event, h11.InformationalResponse):
@@ -116,18 +162,20 @@ async def _websocket(check: Check, address: str) -> str:
         RejectConnection,
         Request,
     )
-    from wsproto.utilities import RemoteProtocolError
+    from wsproto.utilities import ProtocolError
 
     connection = WSConnection(ConnectionType.CLIENT)
-    extra = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in check.headers]
-    request = Request(host=_host(check, address), target=check.path, extra_headers=extra)
+    headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in _headers(check)]
+    request = Request(host=_host(check, address), target=check.path, extra_headers=headers)
     payload = secrets.token_bytes(8)
     received = 0
-    async with _connected(address) as stream:
+    async with _connected(check, address) as stream:
         await stream.send_all(connection.send(request))
         try:
             while True:
                 data = await stream.receive_some(MOST_BYTES)
+                if not data and not received:
+                    raise _Bad("closed without an answer")
                 received += len(data)
                 if received > 16 * MOST_BYTES:
                     raise _Bad("talks without end instead of answering the ping")
@@ -144,10 +192,8 @@ async def _websocket(check: Check, address: str) -> str:
                         case RejectConnection():
                             raise _Bad(f"handshake refused: HTTP {event.status_code}")
                         case CloseConnection():
-                            raise _Bad(f"closed the WebSocket ({event.code}) instead of answering the ping")
-                if not data:
-                    raise _Bad("closed without an answer")
-        except RemoteProtocolError as error:
+                            raise _Bad(f"the WebSocket ended before the pong (code {event.code})")
+        except ProtocolError as error:
             raise _Bad(f"no WebSocket: {error}") from None
 
 

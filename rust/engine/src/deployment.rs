@@ -114,11 +114,14 @@ impl Deployment {
 }
 
 impl Deployment {
-    /// Where the listener of `front`, an earlier one, is now, if at another TCP address.
+    /// Where the listener of `front`, an earlier one, is now, if clients of the one address may come to
+    /// the other: from one address of a port to all, say.
     pub fn moved(&self, front: &Front) -> Option<&Arc<Front>> {
-        let tcp = matches!(front.listener.bind, Endpoint::Tcp(_));
-        let same = |new: &&Arc<Front>| new.listener.name == front.listener.name;
-        self.fronts.iter().find(same).filter(|_| tcp)
+        let same = |new: &&Arc<Front>| {
+            new.listener.name == front.listener.name
+                && overlap(&new.listener.bind, &front.listener.bind)
+        };
+        self.fronts.iter().find(same)
     }
 }
 
@@ -172,4 +175,15 @@ fn decide_fates(
         orphans |= fate != Fate::Keep;
     }
     orphans
+}
+
+/// Whether two addresses may share clients, so that one of ours would be taken for somebody else's.
+pub fn overlap(ours: &Endpoint, wanted: &Endpoint) -> bool {
+    match (ours, wanted) {
+        (Endpoint::Tcp(a), Endpoint::Tcp(b)) => {
+            a.port() == b.port()
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        }
+        _ => ours == wanted,
+    }
 }

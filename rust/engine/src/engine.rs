@@ -17,7 +17,7 @@ use pybalancer_core::pool::{Draw, Key, Verdict};
 use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, overlap};
 use crate::mailbox::{Command, Mailbox, mailbox};
 use crate::outbox::Outbox;
 use crate::ports::Ledger;
@@ -28,8 +28,8 @@ use crate::stats::Stats;
 use crate::sys;
 use crate::worker::{Shared, Worker};
 
-/// How long a socket goes on accepting whose listener has moved to another address. Clients whose SYN it
-/// has answered belong to it; closing it would reset them.
+/// How long a socket goes on accepting whose listener has moved to an address that its clients fit as
+/// well. Those whose SYN it has answered belong to it; closing it would reset them.
 pub const RETIREMENT: Duration = Duration::from_secs(4);
 /// How long workers may take to run a plan. They answer within a turn; longer means that one hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -497,15 +497,4 @@ fn socket_key(listener: &Listener) -> SocketKey {
         listener.bind.clone(),
         chosen.then(|| Arc::clone(&listener.name)),
     )
-}
-
-/// Whether two addresses may share clients, so that one of ours would be taken for somebody else's.
-fn overlap(ours: &Endpoint, wanted: &Endpoint) -> bool {
-    match (ours, wanted) {
-        (Endpoint::Tcp(a), Endpoint::Tcp(b)) => {
-            a.port() == b.port()
-                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
-        }
-        _ => ours == wanted,
-    }
 }
