@@ -249,7 +249,9 @@ class PoolConfig(Section):
         "connection is dead (TCP_USER_TIMEOUT); 0: the kernel's own.",
     )
     send_proxy: Literal["v1", "v2"] | None = Field(
-        None, description="Begin each connection to a backend with a PROXY protocol header."
+        None,
+        description="Begin each connection to a backend with a PROXY protocol header; health checks say in it "
+        "that they are the balancer's own.",
     )
     transparent: Truth = Field(
         False,

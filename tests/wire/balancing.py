@@ -37,14 +37,14 @@ def configuration(
     }
 
 
-async def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+async def until(condition: Callable[[], Any], what: str = "the condition", every: float = 0.005) -> Any:
     """Wait for a truth, and return it. Real time, whatever the test's clock says."""
     deadline = time.monotonic() + PATIENCE
     while True:
         if truth := condition():
             return truth
         assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE:g} s"
-        await trio.to_thread.run_sync(time.sleep, 0.005)
+        await trio.to_thread.run_sync(time.sleep, every)
 
 
 def backends_of(balancer: Balancer, pool: str = "chat") -> dict[str, Any]:

@@ -42,7 +42,6 @@ def test_a_reset_before_the_first_byte_reaches_the_backend_as_one(guard: bool) -
 def test_a_reset_with_first_bytes_held_back_reaches_the_backend_at_once() -> None:
     """In time: not only when the bytes are let through after all."""
     seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    greeted = threading.Event()
 
     def expect_reset(connection: socket.socket) -> None:
         connection.sendall(b"hello")
@@ -59,7 +58,6 @@ def test_a_reset_with_first_bytes_held_back_reaches_the_backend_at_once() -> Non
         client = connect(balancer.address)
         client.sendall(b"PROX")
         assert read_exactly(client, 5) == b"hello"
-        greeted.set()
         reset(client)
         assert seen.get(timeout=PATIENCE)
         assert until(balancer.reasons) == ["client-reset"]

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from pybalancer import Balancer, EngineError
 from pybalancer.demo.backends import DemoBackend
 
-from .balancing import Moody, Named, Run, Tunnel, backends_of, configuration, picks, states, until
+from .balancing import Moody, Named, Open, Run, Tunnel, backends_of, configuration, picks, states, until
 from .net import PATIENCE, Server, refused, reserved, served, server, text_of
 
 TCP = {"kind": "tcp", "interval": "50ms", "timeout": "1s", "rise": 1, "fall": 1}

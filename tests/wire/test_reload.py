@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import trio
 
 from pybalancer import Balancer
 
@@ -237,8 +236,7 @@ async def test_a_listener_that_moves_leaves_its_tunnels_alone(three: dict[str, s
         # They count for it still.
         assert balancer.status().listeners[0].active == 12
         # The old address is served a little longer, for clients under way to it; then it is not.
-        while connects(old):
-            await trio.sleep(0.25)
+        await until(lambda: not connects(old), "the end of the old address", every=0.25)
         assert all(tunnel.stands() for tunnel in [*before, *after])
 
 
