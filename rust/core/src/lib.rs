@@ -9,13 +9,18 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod cookie;
 pub mod endpoint;
 pub mod flow;
+pub mod http;
 pub mod maglev;
 pub mod plan;
 pub mod pool;
 pub mod proxy;
 pub mod rate;
 pub mod record;
+pub mod route;
 pub mod time;
 pub mod timers;
+pub mod web;
+pub mod ws;
