@@ -82,3 +82,102 @@ fn signed(secret: &Secret, pool: &str, id: u64) -> [u8; 16] {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::string::String;
+    use std::vec::Vec;
+
+    const SECRET: Secret = Secret::from_bytes(*b"0123456789abcdef");
+    const NAMES: [&str; 3] = ["app-1", "app-2", "app-3"];
+
+    fn find(value: &[u8]) -> Option<usize> {
+        sticky_backend(&SECRET, "chat", value, NAMES.into_iter())
+    }
+
+    #[test]
+    fn a_value_finds_its_backend_wherever_it_stands_now() {
+        for (index, name) in NAMES.into_iter().enumerate() {
+            let value = sticky_value(&SECRET, "chat", name);
+            assert!(
+                value
+                    .iter()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b))
+            );
+            assert_eq!(find(&value), Some(index));
+            let reordered = NAMES.into_iter().rev();
+            let place = sticky_backend(&SECRET, "chat", &value, reordered);
+            assert_eq!(place, Some(2 - index));
+            assert_eq!(
+                sticky_open(&SECRET, "chat", &value),
+                Some(sticky_id(&SECRET, name))
+            );
+        }
+    }
+
+    #[test]
+    fn values_of_other_pools_secrets_and_backends_are_nobodys() {
+        let other = Secret::from_bytes(*b"0123456789abcdeF");
+        assert_eq!(find(&sticky_value(&SECRET, "chat", "gone")), None);
+        assert_eq!(find(&sticky_value(&SECRET, "chat2", "app-1")), None);
+        assert_eq!(find(&sticky_value(&SECRET, "", "app-1")), None);
+        assert_eq!(find(&sticky_value(&other, "chat", "app-1")), None);
+    }
+
+    #[test]
+    fn a_value_with_any_bit_changed_is_nobodys() {
+        let value = sticky_value(&SECRET, "chat", "app-1");
+        for at in 0..value.len() {
+            for byte in 0..=255 {
+                let mut forged = value;
+                forged[at] = byte;
+                // Also in the last character, of which only two bits count: one spelling is right.
+                assert_eq!(find(&forged).is_some(), forged == value, "{at} {byte}");
+            }
+        }
+        let longer = [&value[..], b"="].concat();
+        assert_eq!(
+            (find(&longer), find(&value[..21]), find(b"")),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn the_id_of_one_and_the_mac_of_another_do_not_add_up() {
+        let signed = |name| signed(&SECRET, "chat", sticky_id(&SECRET, name));
+        let mix = |id: [u8; 16], mac: [u8; 16]| {
+            let mut value = [0; STICKY_LENGTH];
+            let bytes = [&id[..8], &mac[8..]].concat();
+            Base64UrlUnpadded::encode(&bytes, &mut value).unwrap();
+            find(&value)
+        };
+        let (one, two) = (signed("app-1"), signed("app-2"));
+        assert_eq!((mix(one, two), mix(two, one)), (None, None));
+        assert_eq!((mix(one, one), mix(two, two)), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn values_stay_the_same_over_versions() {
+        // Clients hold on to them through upgrades, and balancers of a fleet share them.
+        assert_eq!(
+            &sticky_value(&SECRET, "chat", "app-1"),
+            b"K8W7QtydO7yVcyQuF5KD-A"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn noise_is_nobodys(value: Vec<u8>, text in "[A-Za-z0-9_-]{22}") {
+            prop_assert_eq!(find(&value), None);
+            prop_assert_eq!(find(text.as_bytes()), None);
+        }
+
+        #[test]
+        fn any_names_do(pool: String, name: String) {
+            let value = sticky_value(&SECRET, &pool, &name);
+            prop_assert_eq!(sticky_backend(&SECRET, &pool, &value, ["", &name].into_iter()), Some(usize::from(!name.is_empty())));
+        }
+    }
+}

@@ -12,6 +12,7 @@ use crate::endpoint::{Endpoint, Network};
 use crate::flow::Secret;
 use crate::pool::Pool;
 use crate::rate::Gcra;
+use crate::web::Web;
 
 /// Which versions of the PROXY protocol a listener takes.
 pub use crate::proxy::Accept as AcceptProxy;
@@ -54,6 +55,8 @@ pub struct Listener {
     pub accept_queue: u32,
     /// How long one may wait.
     pub queue_timeout: Duration,
+    /// Mode "websocket"; without it bytes are relayed whatever they mean.
+    pub web: Option<Web>,
 }
 
 /// How tunnels of a pool are made and when they are given up. Zero means never.
@@ -69,6 +72,10 @@ pub struct Timeouts {
     pub keepalive: Duration,
     /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
     pub user: Duration,
+    /// From a request to the head of its response.
+    pub response: Duration,
+    /// Without a byte of a body.
+    pub body: Duration,
 }
 
 /// What happens to live tunnels of a backend that is removed or goes down.
@@ -137,9 +144,18 @@ impl Plan {
             if !any_port && !binds.insert(&listener.bind) {
                 return Err(format!("two listeners bind {}", listener.bind));
             }
-            if listener.pool >= pools.len() {
+            let routes = listener.web.iter().flat_map(|web| &web.routes);
+            let mut named = routes.map(|route| route.pool).chain([listener.pool]);
+            if named.any(|pool| pool >= pools.len()) {
                 return Err(format!(
                     "listener {:?} names a pool that is not there",
+                    listener.name
+                ));
+            }
+            let key = pools.get(listener.pool).map(|planned| &planned.pool.key);
+            if listener.web.is_none() && key.is_some_and(|key| key.reads_request()) {
+                return Err(format!(
+                    "listener {:?} reads no requests, but its pool's key is made of them",
                     listener.name
                 ));
             }

@@ -17,6 +17,8 @@ use crate::flow::Secret;
 use crate::maglev::Table;
 use crate::plan::check_name;
 
+pub use crate::route::Key;
+
 /// How a backend is picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
@@ -28,15 +30,6 @@ pub enum Policy {
     RoundRobin,
     /// The less loaded of two drawn at random (Mitzenmacher, 2001).
     RandomTwo,
-}
-
-/// What of a client makes its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// Address and port: connections of one client spread.
-    Source,
-    /// Address alone: connections of one client stay together.
-    SourceIp,
 }
 
 /// Whether a backend takes new tunnels.
@@ -190,6 +183,14 @@ impl Pool {
             table,
             rotation,
         })
+    }
+
+    /// The index of the backend of that name, if it keeps clients that are bound to it: also one that
+    /// takes no new ones.
+    pub fn bound_to(&self, name: &str) -> Option<u16> {
+        let found = (self.backends.iter()).position(|backend| &*backend.name == name)?;
+        let there = (self.backends.get(found)).is_some_and(|backend| backend.state != State::Down);
+        u16::try_from(found).ok().filter(|_| there)
     }
 
     /// The backend for the next tunnel, as an index, or None if none can take it.

@@ -55,6 +55,24 @@ pub enum Reason {
     WorkerPanic,
     /// Descriptors or memory had run out.
     OutOfResources,
+    /// Its request was none, or not one that may be passed on.
+    BadRequest,
+    /// No route matched its request.
+    NotRouted,
+    /// Its Origin is not among those that may open WebSockets here.
+    OriginRefused,
+    /// Its request did not come in time.
+    RequestTimeout,
+    /// `handshakes` reached, and no place in the queue, or too long a wait there.
+    HandshakeLimited,
+    /// The backend's answer was none.
+    BadAnswer,
+    /// The backend did not answer in time.
+    LateAnswer,
+    /// A message larger than `max_message`, or a frame without sense.
+    MessageTooBig,
+    /// The client did not answer a ping.
+    PingTimeout,
 }
 
 impl Reason {
@@ -83,6 +101,15 @@ impl Reason {
             Reason::Shutdown => "shutdown",
             Reason::WorkerPanic => "worker-panic",
             Reason::OutOfResources => "out-of-resources",
+            Reason::BadRequest => "bad-request",
+            Reason::NotRouted => "not-routed",
+            Reason::OriginRefused => "origin-refused",
+            Reason::RequestTimeout => "request-timeout",
+            Reason::HandshakeLimited => "handshake-limited",
+            Reason::BadAnswer => "bad-answer",
+            Reason::LateAnswer => "late-answer",
+            Reason::MessageTooBig => "message-too-big",
+            Reason::PingTimeout => "ping-timeout",
         }
     }
 }
@@ -116,6 +143,29 @@ pub struct Record<'a> {
     pub tries: u8,
     /// Why it ended.
     pub reason: Reason,
+    /// What it asked for, where requests are read.
+    pub request: Option<Asked<'a>>,
+}
+
+/// A request or a WebSocket handshake.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// GET and the like.
+    pub method: &'a str,
+    /// The Host field.
+    pub host: &'a str,
+    /// As the client sent it.
+    pub target: &'a str,
+    /// The route that matched.
+    pub route: &'a str,
+    /// Its id, as the backend knows it too.
+    pub id: &'a str,
+    /// Of the response; 0 if there was none.
+    pub status: u16,
+    /// WebSocket messages of the client and of the backend.
+    pub messages: (u32, u32),
+    /// The codes of their Close frames.
+    pub close: (Option<u16>, Option<u16>),
 }
 
 /// Bytes as the target of `write!`.
@@ -172,6 +222,9 @@ impl Text<'_> {
         }
         self.write_str(",\"duration\":")?;
         self.seconds(record.duration_ns)?;
+        if let Some(asked) = &record.request {
+            self.json_request(asked)?;
+        }
         writeln!(
             self,
             ",\"bytes_to_backend\":{},\"bytes_to_client\":{},\"tries\":{},\"reason\":\"{}\"}}",
@@ -180,6 +233,30 @@ impl Text<'_> {
             record.tries,
             record.reason.as_str()
         )
+    }
+
+    fn json_request(&mut self, asked: &Asked<'_>) -> core::fmt::Result {
+        for (key, value) in [
+            (",\"method\":", asked.method),
+            (",\"host\":", asked.host),
+            (",\"target\":", asked.target),
+            (",\"route\":", asked.route),
+            (",\"request_id\":", asked.id),
+        ] {
+            self.write_str(key)?;
+            self.quoted(value)?;
+        }
+        write!(self, ",\"status\":{}", asked.status)?;
+        if asked.status == 101 {
+            let (client, backend) = asked.messages;
+            write!(self, ",\"messages_in\":{client},\"messages_out\":{backend}")?;
+        }
+        for (key, code) in [("client", asked.close.0), ("backend", asked.close.1)] {
+            if let Some(code) = code {
+                write!(self, ",\"{key}_close\":{code}")?;
+            }
+        }
+        Ok(())
     }
 
     fn human(&mut self, record: &Record<'_>) -> core::fmt::Result {
@@ -198,6 +275,16 @@ impl Text<'_> {
         self.write_str("/")?;
         self.escaped(record.backend.unwrap_or("-"))?;
         self.write_str(" ")?;
+        if let Some(asked) = &record.request {
+            self.escaped(asked.method)?;
+            self.write_str(" ")?;
+            self.escaped(asked.host)?;
+            self.escaped(asked.target)?;
+            write!(self, " {} ", asked.status)?;
+            if let Some(code) = asked.close.0.or(asked.close.1) {
+                write!(self, "close={code} ")?;
+            }
+        }
         self.seconds(record.duration_ns)?;
         writeln!(
             self,
@@ -292,6 +379,7 @@ mod tests {
         to_client: 7,
         tries: 1,
         reason: Reason::Finished,
+        request: None,
     };
 
     fn line(write: impl Fn(&mut Vec<u8>)) -> String {

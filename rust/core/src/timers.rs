@@ -57,6 +57,11 @@ impl Wheel {
         }
     }
 
+    /// Have room for so many timers without moving any.
+    pub fn reserve(&mut self, count: usize) {
+        self.nodes.reserve(count.saturating_sub(self.nodes.len()));
+    }
+
     /// Set the timer of `id` (below 2^31) to fire at `at`, in place of what was set before.
     pub fn set(&mut self, id: u32, at: Tick) {
         self.cancel(id);

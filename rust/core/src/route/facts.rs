@@ -103,3 +103,67 @@ pub(super) fn hex_pair(bytes: &[u8]) -> Option<(u8, &[u8])> {
     let ([high, low], rest) = bytes.split_first_chunk()?;
     Some((digit(*high)? << 4 | digit(*low)?, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, field};
+    use super::*;
+
+    #[test]
+    fn cookies_are_read_as_servers_read_them() {
+        let fields = [
+            field("COOKIE", " a=1; b = 2;\tc=3 ;d;;=x; a=9; e=\"q\"; f==;A=7"),
+            field("X-Cookie", "z=1"),
+            field("Cookie", "g=8;b=0"),
+        ];
+        let facts = facts("/", "h", &fields);
+        for (name, value) in [
+            ("a", Some("1")),
+            ("A", Some("7")),
+            ("c", Some("3")),
+            ("d", None),
+            ("e", Some("\"q\"")),
+            ("f", Some("=")),
+            ("g", Some("8")),
+            ("b", Some("0")),
+            ("b ", Some(" 2")),
+            ("z", None),
+            ("", Some("x")),
+            ("=", None),
+        ] {
+            assert_eq!(facts.cookie(name), value.map(str::as_bytes), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let fields = [];
+        let facts = facts(
+            "/?a=1&b=x+y%20z&&c&d=%zz%4&a=2&%65=f%3D&=empty&b%20c=%C3%bc&g=?h=1",
+            "h",
+            &fields,
+        );
+        for (name, value) in [
+            ("a", Some(&b"1"[..])),
+            ("b", Some(b"x y z")),
+            ("c", Some(b"")),
+            ("d", Some(b"%zz%4")),
+            ("e", Some(b"f=")),
+            ("", Some(b"empty")),
+            ("b c", Some(b"\xc3\xbc")),
+            ("g", Some(b"?h=1")),
+            ("h", None),
+            ("%65", None),
+        ] {
+            assert_eq!(facts.query_value(name).as_deref(), value, "{name:?}");
+        }
+        assert_eq!(
+            Facts {
+                query: None,
+                ..facts
+            }
+            .query_value("a"),
+            None
+        );
+    }
+}

@@ -118,3 +118,66 @@ pub fn key_hash(
         (_, None) => random,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, field};
+    use super::*;
+    use crate::flow::Secret;
+    use std::string::ToString;
+
+    #[test]
+    fn keys_hash_what_they_name() {
+        let hasher = FlowHasher::new(&Secret::from_bytes([7; 16]));
+        let source: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let fields = [field("X-User", "5"), field("Cookie", "id=abc")];
+        let request = facts("/rooms/7?room=a%62c", "Example.COM:80", &fields);
+        for (key, announced) in [
+            ("source", None),
+            ("source-ip", None),
+            ("sticky", None),
+            ("path", Some("/rooms/7")),
+            ("host", Some("example.com")),
+            ("header:x-user", Some("5")),
+            ("header:x-other", None),
+            ("cookie:id", Some("abc")),
+            ("cookie:ID", None),
+            ("query:room", Some("abc")),
+            ("query:user", None),
+        ] {
+            let parsed = Key::parse(key).unwrap();
+            assert_eq!(parsed.to_string(), key);
+            assert_eq!(parsed.reads_request(), !key.starts_with("source"));
+            let hash = |source, facts| key_hash(&parsed, &hasher, source, facts, 99);
+            let by_source = if key == "source-ip" {
+                hasher.source_ip(source.ip())
+            } else {
+                hasher.source(source)
+            };
+            let expected = announced.map(|value| hasher.bytes(value.as_bytes()));
+            assert_eq!(
+                hash(Some(source), Some(&request)),
+                expected.unwrap_or(by_source),
+                "{key}"
+            );
+            assert_eq!(hash(None, Some(&request)), expected.unwrap_or(99), "{key}");
+            assert_eq!(hash(Some(source), None), by_source, "{key}");
+            assert_eq!(hash(None, None), 99, "{key}");
+        }
+        for text in [
+            "",
+            "Source",
+            "header",
+            "header:",
+            "header:a b",
+            "cookie:a=b",
+            "cookie:",
+            "query:",
+            "source:1",
+            "path:x",
+        ] {
+            let error = Key::parse(text).unwrap_err();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+}

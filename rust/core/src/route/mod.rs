@@ -3,12 +3,15 @@
 mod facts;
 mod key;
 mod pattern;
+#[cfg(test)]
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 pub use facts::Facts;
 pub use key::{Key, key_hash};
+pub(crate) use pattern::same_path;
 pub use pattern::{HostPattern, Pattern};
 
 /// A name and, if it must be exactly this, a value. Without one it suffices that the name is there.

@@ -145,6 +145,11 @@ fn has_dot_segments(path: &[u8]) -> bool {
     }
 }
 
+/// Whether two spellings are of one path.
+pub(crate) fn same_path(one: &str, other: &str) -> bool {
+    Normal::new(one.as_bytes()).eq(Normal::new(other.as_bytes()))
+}
+
 /// The bytes of a segment in the normal form of RFC 3986 section 6.2.2: unreserved characters plain, the
 /// digits of other escapes in upper case.
 struct Normal<'a> {

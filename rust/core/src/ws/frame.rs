@@ -73,3 +73,49 @@ pub fn ping_frame(payload: &[u8], mask: Option<[u8; 4]>) -> Frame {
 pub fn pong_frame(payload: &[u8], mask: Option<[u8; 4]>) -> Frame {
     Frame::new(PONG, payload.iter().copied(), mask)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Rules, Tracker};
+    use super::*;
+    use proptest::prelude::*;
+    use std::string::String;
+    use std::vec::Vec;
+
+    proptest! {
+        #[test]
+        fn frames_of_our_own_are_whole(code: u16, reason: String, mask: Option<[u8; 4]>, payload: Vec<u8>) {
+            let sendable = (1000..5000).contains(&code) && ![1005, 1006, 1015].contains(&code);
+            for (opcode, frame) in [
+                (0x88, close_frame(code, &reason, mask)),
+                (0x89, ping_frame(&payload, mask)),
+                (0x8a, pong_frame(&payload, mask)),
+            ] {
+                let [first, second, rest @ ..] = frame.as_slice() else { panic!("too short") };
+                prop_assert_eq!(*first, opcode);
+                prop_assert_eq!(second >> 7 == 1, mask.is_some());
+                let (key, body) = if mask.is_some() { rest.split_at(4) } else { (&[0; 4][..], rest) };
+                prop_assert_eq!(key, mask.unwrap_or_default());
+                prop_assert_eq!(usize::from(second & 0x7f), body.len());
+                let plain: Vec<u8> = body.iter().zip(key.iter().cycle()).map(|(a, b)| a ^ b).collect();
+                let mut tracker = Tracker::default();
+                tracker.see(frame.as_slice(), &Rules::default()).unwrap();
+                prop_assert!(tracker.at_boundary());
+                if opcode != 0x88 {
+                    prop_assert_eq!(plain, &payload[..payload.len().min(125)]);
+                } else if sendable {
+                    prop_assert_eq!(&plain[..2], code.to_be_bytes());
+                    let sent = str::from_utf8(&plain[2..]).unwrap();
+                    prop_assert!(reason.starts_with(sent));
+                    // No room was left for one more character.
+                    let next = reason[sent.len()..].chars().next().map_or(124, char::len_utf8);
+                    prop_assert!(sent.len() + next > 123);
+                    prop_assert_eq!(tracker.closed(), Some(code));
+                } else {
+                    prop_assert!(plain.is_empty());
+                    prop_assert_eq!(tracker.closed(), Some(1005));
+                }
+            }
+        }
+    }
+}

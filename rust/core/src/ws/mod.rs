@@ -5,6 +5,10 @@
 
 mod frame;
 mod handshake;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
 mod track;
 
 pub use frame::{Frame, close_frame, ping_frame, pong_frame};

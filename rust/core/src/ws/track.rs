@@ -197,7 +197,7 @@ impl Tracker {
             self.header_byte(*byte);
             if usize::from(self.header) == header_length(self.second) {
                 let length = self.left;
-                if let Err(kind) = before.judge(self.first, length, rules) {
+                if let Err(kind) = self.judge(self.first, length, rules) {
                     *self = before;
                     return Err(Violation {
                         at: 0,
