@@ -243,6 +243,23 @@ impl Engine {
         ))
     }
 
+    /// Listener, client and a request's head, to route, pool and the order of its backends.
+    fn explain_request(
+        &self,
+        py: Python<'_>,
+        listener: &str,
+        source: &str,
+        head: &[u8],
+    ) -> PyResult<(String, String, Vec<Choice>)> {
+        let source = source_address(source)?;
+        let engine = self.ours()?;
+        let told = py.detach(|| engine.explain_request(listener, source, head));
+        let told = told.map_err(plan_error)?;
+        let choices = Choice::list(&told.pool.planned.pool, told.order);
+        let pool = told.pool.planned.pool.name.to_string();
+        Ok((told.route.to_string(), pool, choices))
+    }
+
     fn ports(&self, py: Python<'_>) -> PyResult<HashMap<String, Usage>> {
         let engine = self.ours()?;
         let Some(deployment) = py.detach(|| engine.deployment()) else {

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod plan;
 mod probe;
+mod web;
 
 use pyo3::prelude::*;
 
@@ -24,6 +25,8 @@ mod _core {
     use crate::plan::{BackendSpec, Choice, ListenerSpec, Plan, PoolSpec};
     #[pymodule_export]
     use crate::probe::Probe;
+    #[pymodule_export]
+    use crate::web::{RouteSpec, WebSpec, check_host, check_key, check_path};
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's own name for it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");

@@ -12,9 +12,11 @@ use pybalancer_core::plan::{self as core_plan, Dialing, Listener, Orphans, Plann
 use pybalancer_core::pool::{Backend, Draw, FULL_RAMP, Key, Policy, Pool, State, Verdict};
 use pybalancer_core::proxy::{Accept, Version};
 use pybalancer_core::rate::Gcra;
+use pybalancer_core::route::key_hash;
 use pyo3::prelude::*;
 
 use crate::error::{duration, plan_error};
+use crate::web::WebSpec;
 
 /// The value that a word of the configuration stands for.
 fn word<T: Copy>(what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
@@ -139,7 +141,7 @@ impl PoolSpec {
     #[pyo3(signature = (
         *, name, backends, policy="maglev", key="source", table_size=65537, max_skew=None, sources=Vec::new(),
         tries=3, connect_timeout=5.0, idle_timeout=0.0, half_closed_timeout=30.0, keepalive=60.0,
-        user_timeout=120.0, send_proxy=None, transparent=false, on_remove="keep", on_down="keep"
+        user_timeout=120.0, response_timeout=60.0, body_timeout=60.0, send_proxy=None, transparent=false, on_remove="keep", on_down="keep"
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -156,6 +158,8 @@ impl PoolSpec {
         half_closed_timeout: f64,
         keepalive: f64,
         user_timeout: f64,
+        response_timeout: f64,
+        body_timeout: f64,
         send_proxy: Option<&str>,
         transparent: bool,
         on_remove: &str,
@@ -176,11 +180,7 @@ impl PoolSpec {
             name: name.into(),
             backends: backends.iter().map(|backend| backend.0.clone()).collect(),
             policy: word("policy", policy, &policies)?,
-            key: word(
-                "key",
-                key,
-                &[("source", Key::Source), ("source-ip", Key::SourceIp)],
-            )?,
+            key: Key::parse(key).map_err(|error| plan_error(format!("pool {name:?}: {error}")))?,
             table_size,
             max_skew,
             dialing: Dialing {
@@ -190,6 +190,8 @@ impl PoolSpec {
                     half_closed: duration("half_closed_timeout", half_closed_timeout)?,
                     keepalive: duration("keepalive", keepalive)?,
                     user: duration("user_timeout", user_timeout)?,
+                    response: duration("response_timeout", response_timeout)?,
+                    body: duration("body_timeout", body_timeout)?,
                 },
                 sources,
                 tries: tries.max(1),
@@ -219,6 +221,8 @@ pub struct ListenerSpec {
     /// Its pool is known by name only until the plan is made; the index is 0 until then.
     listener: Listener,
     pool: String,
+    /// The pools of its routes, by name.
+    routes: Vec<String>,
 }
 
 #[pymethods]
@@ -227,7 +231,8 @@ impl ListenerSpec {
     #[pyo3(signature = (
         *, name, bind, pool, backlog=4096, unix_mode=0o666, accept_proxy=None, proxy_local="close",
         trusted=Vec::new(), proxy_timeout=3.0, refuse_unexpected_proxy=true, max_connections=0,
-        max_connections_per_source=0, accept_rate=0.0, accept_burst=1, accept_queue=0, queue_timeout=1.0
+        max_connections_per_source=0, accept_rate=0.0, accept_burst=1, accept_queue=0, queue_timeout=1.0,
+        web=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -247,6 +252,7 @@ impl ListenerSpec {
         accept_burst: u32,
         accept_queue: u32,
         queue_timeout: f64,
+        web: Option<PyRef<'_, WebSpec>>,
     ) -> PyResult<ListenerSpec> {
         let accepts = [("v1", Accept::V1), ("v2", Accept::V2), ("any", Accept::Any)];
         let networks = trusted
@@ -283,10 +289,12 @@ impl ListenerSpec {
             accept_rate: rate,
             accept_queue,
             queue_timeout: duration("queue_timeout", queue_timeout)?,
+            web: web.as_ref().map(|web| web.web.clone()),
         };
         Ok(ListenerSpec {
             listener,
             pool: pool.to_owned(),
+            routes: web.map_or_else(Vec::new, |web| web.pools.clone()),
         })
     }
 
@@ -417,17 +425,24 @@ impl Plan {
         let listeners = listeners
             .iter()
             .map(|spec| {
-                let pool = pools.iter().position(|pool| *pool.name == spec.pool);
-                let pool = pool.ok_or_else(|| {
-                    plan_error(format!(
-                        "listener {:?} names pool {:?}, which is not there",
-                        spec.listener.name, spec.pool
-                    ))
-                })?;
-                Ok(Listener {
-                    pool,
+                let find = |name: &str| {
+                    let found = pools.iter().position(|pool| *pool.name == *name);
+                    found.ok_or_else(|| {
+                        plan_error(format!(
+                            "listener {:?} names pool {name:?}, which is not there",
+                            spec.listener.name
+                        ))
+                    })
+                };
+                let mut listener = Listener {
+                    pool: find(&spec.pool)?,
                     ..spec.listener.clone()
-                })
+                };
+                let routes = listener.web.iter_mut().flat_map(|web| &mut web.routes);
+                for (route, pool) in routes.zip(&spec.routes) {
+                    route.pool = find(pool)?;
+                }
+                Ok(listener)
             })
             .collect::<PyResult<Vec<Listener>>>()?;
         let pools: Vec<&PoolSpec> = pools.iter().map(|pool| &**pool).collect();
@@ -443,7 +458,7 @@ impl Plan {
                     let pool = Pool::new(
                         Arc::clone(&spec.name),
                         spec.policy,
-                        spec.key,
+                        spec.key.clone(),
                         spec.max_skew,
                         spec.backends.clone(),
                         spec.table_size,
@@ -482,10 +497,7 @@ impl Plan {
         let pool = self.pool(pool)?;
         let source = source_address(source)?;
         let hasher = FlowHasher::new(&self.0.secret);
-        let hash = match pool.key {
-            Key::Source => hasher.source(source),
-            Key::SourceIp => hasher.source_ip(source.ip()),
-        };
+        let hash = key_hash(&pool.key, &hasher, Some(source), None, 0);
         let order = pool.explain(Draw { hash, entropy: 0 }, |_| 0);
         Ok(Choice::list(
             pool,

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use pybalancer_core::flow::FlowHasher;
 use pybalancer_core::maglev::Table;
 use pybalancer_core::pool::Draw;
+use pybalancer_core::route::{Key, key_hash};
 use pybalancer_engine::stats;
 use pyo3::prelude::*;
 
@@ -24,13 +25,8 @@ impl Probe {
     fn flow_hash(secret: &[u8], source: &str, key: &str) -> PyResult<u64> {
         let hasher = FlowHasher::new(&secret_of(secret)?);
         let source = source_address(source)?;
-        match key {
-            "source" => Ok(hasher.source(source)),
-            "source-ip" => Ok(hasher.source_ip(source.ip())),
-            other => Err(plan_error(format!(
-                "key is source or source-ip, not {other:?}"
-            ))),
-        }
+        let key = Key::parse(key).map_err(plan_error)?;
+        Ok(key_hash(&key, &hasher, Some(source), None, 0))
     }
 
     #[staticmethod]

@@ -1,15 +1,18 @@
 //! A plan joined with what outlives it: what the workers look at when they decide.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pybalancer_core::endpoint::Endpoint;
-use pybalancer_core::flow::FlowHasher;
+use pybalancer_core::flow::{FlowHasher, Secret};
 use pybalancer_core::plan::{Listener, Orphans, Plan, PlannedPool};
 use pybalancer_core::pool::State;
+use pybalancer_core::web::{Route, TunnelRules};
 
 use crate::ports::{Ledger, Ways};
 use crate::registry::{BackendEntry, Fate, ListenerEntry, Registry};
+use crate::tunnel::{Terms, milliseconds};
 
 /// A pool, its live counts and the ways to its backends.
 pub struct DeployedPool {
@@ -31,6 +34,14 @@ impl DeployedPool {
             .get(index)
             .map_or(0, |entry| entry.load().load(Ordering::Relaxed))
     }
+
+    /// Whether `entry` is one of its backends and takes requests.
+    pub fn takes(&self, entry: &Arc<BackendEntry>) -> bool {
+        let known = self.backends.iter().zip(&self.planned.pool.backends);
+        known
+            .into_iter()
+            .any(|(ours, backend)| Arc::ptr_eq(ours, entry) && backend.state == State::Up)
+    }
 }
 
 /// A listener, and where its connections go.
@@ -39,12 +50,53 @@ pub struct Front {
     pub listener: Listener,
     /// Its live counts.
     pub entry: Arc<ListenerEntry>,
-    /// Its pool.
+    /// Its pool, or that of its first route.
     pub pool: Arc<DeployedPool>,
+    /// Deadlines of its tunnels in mode "tcp".
+    pub terms: Arc<Terms>,
+    /// Where its routes lead, by their index.
+    pub routes: Vec<Branch>,
     /// Which of the engine's sockets it accepts from.
     pub socket: u32,
     /// Hashes the keys of clients.
     pub hasher: FlowHasher,
+    /// Signs what clients bring back.
+    pub secret: Secret,
+}
+
+impl Front {
+    /// Whether what this peer says of others is believed. On a Unix socket permissions decide that.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let trusted = &self.listener.trusted;
+        trusted.iter().any(|network| network.contains(peer))
+    }
+}
+
+/// Where a route leads.
+pub struct Branch {
+    /// Its pool.
+    pub pool: Arc<DeployedPool>,
+    /// Deadlines and rules of its tunnels.
+    pub terms: Arc<Terms>,
+}
+
+fn terms(
+    listener: &Listener,
+    entry: &Arc<ListenerEntry>,
+    pool: &DeployedPool,
+    rules: TunnelRules,
+) -> Arc<Terms> {
+    let timeouts = &pool.planned.dialing.timeouts;
+    Arc::new(Terms {
+        listener: Arc::clone(entry),
+        idle_ms: milliseconds(timeouts.idle),
+        half_closed_ms: milliseconds(timeouts.half_closed),
+        guard_ms: milliseconds(listener.proxy_timeout),
+        ping_ms: milliseconds(rules.ping),
+        ping_timeout_ms: milliseconds(rules.ping_timeout),
+        close_ms: milliseconds(rules.close_timeout),
+        max_message: rules.max_message,
+    })
 }
 
 /// What every worker runs until the next one.
@@ -95,10 +147,21 @@ impl Deployment {
         }
         let mut fronts = Vec::with_capacity(plan.listeners.len());
         for (listener, (socket, address)) in plan.listeners.iter().zip(sockets) {
+            let pool = Arc::clone(pools.get(listener.pool)?);
+            let entry = registry.listener(generation, &listener.name, address)?;
+            let routes = listener.web.iter().flat_map(|web| &web.routes);
+            let branch = |route: &Route| {
+                let pool = Arc::clone(pools.get(route.pool)?);
+                let terms = terms(listener, &entry, &pool, route.rules);
+                Some(Branch { pool, terms })
+            };
             fronts.push(Arc::new(Front {
                 listener: listener.clone(),
-                entry: registry.listener(generation, &listener.name, address)?,
-                pool: Arc::clone(pools.get(listener.pool)?),
+                terms: terms(listener, &entry, &pool, TunnelRules::default()),
+                routes: routes.map(branch).collect::<Option<_>>()?,
+                entry,
+                pool,
+                secret: plan.secret.clone(),
                 socket: *socket,
                 hasher: FlowHasher::new(&plan.secret),
             }));

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pybalancer_core::record::{Reason, Record};
+use pybalancer_core::record::{Asked, Reason, Record};
 
 use crate::registry::{BackendEntry, ListenerEntry};
 
@@ -34,6 +34,29 @@ pub struct Line {
     pub tries: u8,
     /// Why it ended.
     pub reason: Reason,
+    /// What it asked for, in mode "websocket".
+    pub request: Option<Box<RequestLine>>,
+}
+
+/// A request or handshake, for the log.
+#[derive(Debug)]
+pub struct RequestLine {
+    /// GET and the like.
+    pub method: Box<str>,
+    /// The Host field.
+    pub host: Box<str>,
+    /// As the client sent it.
+    pub target: Box<str>,
+    /// The route that matched.
+    pub route: Arc<str>,
+    /// Its id, as the backend knows it too.
+    pub id: Box<str>,
+    /// Of the response; 0 if there was none.
+    pub status: u16,
+    /// WebSocket messages of the client and of the backend.
+    pub messages: (u32, u32),
+    /// The codes of their Close frames.
+    pub close: (Option<u16>, Option<u16>),
 }
 
 impl Line {
@@ -57,6 +80,16 @@ impl Line {
             to_client: self.to_client,
             tries: self.tries,
             reason: self.reason,
+            request: self.request.as_ref().map(|request| Asked {
+                method: &request.method,
+                host: &request.host,
+                target: &request.target,
+                route: &request.route,
+                id: &request.id,
+                status: request.status,
+                messages: request.messages,
+                close: request.close,
+            }),
         };
         if json {
             record.write_json(out)

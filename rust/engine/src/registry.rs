@@ -103,6 +103,8 @@ pub struct ListenerEntry {
     slot: Slot,
     arrival: AtomicU64,
     queued: AtomicU32,
+    handshake_arrival: AtomicU64,
+    handshakes_held: AtomicU32,
     sources: [Mutex<HashMap<IpAddr, u32>>; SHARDS],
 }
 
@@ -133,17 +135,26 @@ impl ListenerEntry {
         admitted
     }
 
-    /// Whether the rate has room for one more now; else when to ask again.
+    /// Handshakes that wait for their turn.
+    pub fn handshakes_held(&self) -> &AtomicU32 {
+        &self.handshakes_held
+    }
+
+    /// Whether `accept_rate` has room for one more now; else when to ask again.
     pub fn admit(&self, rate: &Gcra, now: Tick) -> Result<(), Tick> {
-        let mut arrival = self.arrival.load(Ordering::Relaxed);
+        Self::admit_by(&self.arrival, rate, now)
+    }
+
+    /// The same for the rate of handshakes.
+    pub fn admit_handshake(&self, rate: &Gcra, now: Tick) -> Result<(), Tick> {
+        Self::admit_by(&self.handshake_arrival, rate, now)
+    }
+
+    fn admit_by(at: &AtomicU64, rate: &Gcra, now: Tick) -> Result<(), Tick> {
+        let mut arrival = at.load(Ordering::Relaxed);
         loop {
             let next = rate.admit(arrival, now)?;
-            match self.arrival.compare_exchange_weak(
-                arrival,
-                next,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
+            match at.compare_exchange_weak(arrival, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(newer) => arrival = newer,
             }
@@ -268,6 +279,8 @@ impl Registry {
             slot,
             arrival: AtomicU64::new(0),
             queued: AtomicU32::new(0),
+            handshake_arrival: AtomicU64::new(0),
+            handshakes_held: AtomicU32::new(0),
             sources: Default::default(),
         });
         self.listeners

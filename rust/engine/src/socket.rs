@@ -220,8 +220,11 @@ pub fn tune(socket: impl AsFd, timeouts: &Timeouts) -> Result<(), Errno> {
             .keepalive
             .clamp(Duration::from_secs(1), Duration::from_secs(32_767));
         sockopt::set_tcp_keepidle(socket, Duration::from_secs(idle.as_secs()))?;
-        sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
-        sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+        if timeouts.user.is_zero() {
+            // Otherwise that decides, at the first probe that comes after it.
+            sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+            sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+        }
     }
     let user = i32::try_from(timeouts.user.as_millis()).unwrap_or(i32::MAX);
     sockopt::set_tcp_user_timeout(socket, user.unsigned_abs())
@@ -264,11 +267,12 @@ impl DialError {
     }
 }
 
-/// Begin to connect: the socket becomes writable when it is decided.
+/// Begin to connect: the socket becomes writable when it is decided. `ports` are named where many of
+/// them are taken already (see [`sys::set_local_port_range`]).
 pub fn dial(
     to: &Endpoint,
     from: From,
-    ports: RangeInclusive<u16>,
+    ports: Option<RangeInclusive<u16>>,
     timeouts: &Timeouts,
 ) -> Result<OwnedFd, DialError> {
     let address = match to {
@@ -276,6 +280,8 @@ pub fn dial(
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)
                 .map_err(DialError::of)?;
             let address = unix_address(path).map_err(|_| DialError::Backend(Errno::INVAL))?;
+            // Unknown to kernels whose Unix sockets have no urgent bytes.
+            let _ = sockopt::set_socket_oobinline(&socket, true);
             // On a Unix socket EAGAIN means a full queue, and nothing will tell when it is not.
             return match connect(&socket, &address) {
                 Ok(()) => Ok(socket),
@@ -295,8 +301,10 @@ pub fn dial(
     sockopt::set_tcp_nodelay(&socket, true).map_err(DialError::of)?;
     sockopt::set_socket_oobinline(&socket, true).map_err(DialError::of)?;
     tune(&socket, timeouts).map_err(DialError::of)?;
-    // Unknown before Linux 6.3: then connects get slow when half of the ports are taken.
-    let _ = sys::set_local_port_range(&socket, *ports.start(), *ports.end());
+    if let Some(ports) = ports {
+        // Unknown before Linux 6.3: then connects get slow when half of the ports are taken.
+        let _ = sys::set_local_port_range(&socket, *ports.start(), *ports.end());
+    }
     let source = match from {
         From::Any => None,
         From::Source(ip) => Some(ip),
@@ -321,7 +329,12 @@ pub fn dial(
 /// The next connection of a listener, and who it is (None on a Unix socket).
 pub fn accept(listener: impl AsFd) -> Result<(OwnedFd, Option<SocketAddr>), Errno> {
     let (socket, peer) = rustix::net::acceptfrom_with(listener, FLAGS)?;
-    Ok((socket, peer.and_then(ip_address)))
+    let peer = peer.and_then(ip_address);
+    if peer.is_none() {
+        // Not inherited on Unix sockets.
+        let _ = sockopt::set_socket_oobinline(&socket, true);
+    }
+    Ok((socket, peer))
 }
 
 /// The address of this end of a connection (None on a Unix socket).

@@ -17,7 +17,7 @@ use crate::sys::SharedMemory;
 /// "PBSTATS1" in little-endian order.
 pub const MAGIC: u64 = 0x3153_5441_5453_4250;
 /// Version of the layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Listeners and backends together, over all plans whose tunnels still live.
 pub const ENTRIES: usize = 4096;
 
@@ -67,7 +67,8 @@ layout! {
     ListenerSlot {
         accepted: u64, opened: u64, closed: u64, refused_full: u64, refused_source: u64,
         refused_rate: u64, refused_proxy: u64, refused_no_backend: u64, queued: u64, bytes_in: u64,
-        bytes_out: u64, reserved: [u64; 5],
+        bytes_out: u64, requests: u64, handshakes: u64, refused_request: u64, messages_in: u64,
+        messages_out: u64, pings: u64, closes: [u64; 20], reserved: [u64; 3],
     }
 }
 layout! {
@@ -75,7 +76,7 @@ layout! {
     BackendSlot {
         connects: u64, connect_failures: u64, ports_exhausted: u64, opened: u64, closed: u64,
         resets: u64, bytes_to_backend: u64, bytes_to_client: u64, connect_ns: u64, fallbacks: u64,
-        reserved: [u64; 6],
+        bad_answers: u64, reserved: [u64; 5],
     }
 }
 
@@ -101,7 +102,10 @@ impl Stats {
     /// to be mapped by readers.
     pub fn new(workers: usize, path: Option<&Path>) -> io::Result<(Arc<Stats>, OwnedFd)> {
         let file = match path {
-            None => rustix::fs::memfd_create("pybalancer-stats", MemfdFlags::CLOEXEC)?,
+            None => {
+                let file = rustix::fs::memfd_create("pybalancer-stats", MemfdFlags::CLOEXEC)?;
+                crate::sys::above_standard_streams(file)?
+            }
             Some(path) => {
                 // Never truncate in place: a reader that has the old one mapped would get SIGBUS.
                 match rustix::fs::unlink(path) {
@@ -109,7 +113,8 @@ impl Stats {
                     Err(error) => return Err(error.into()),
                 }
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?
+                let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+                crate::sys::above_standard_streams(file)?
             }
         };
         let listeners_offset = WORKERS_OFFSET + workers * size_of::<WorkerSlot>();
@@ -203,9 +208,11 @@ impl Stats {
         self.put_text(base + std::mem::offset_of!(Entry, address), 112, address);
         self.active(entry).store(0, Ordering::Relaxed);
         for worker in 0..self.workers {
-            for field in (0..size_of::<BackendSlot>()).step_by(8) {
+            for field in (0..size_of::<ListenerSlot>()).step_by(8) {
                 self.listener_base(worker, entry, field)
                     .store(0, Ordering::Relaxed);
+            }
+            for field in (0..size_of::<BackendSlot>()).step_by(8) {
                 self.backend_base(worker, entry, field)
                     .store(0, Ordering::Relaxed);
             }
@@ -348,7 +355,7 @@ mod tests {
             size_of::<ListenerSlot>(),
             size_of::<BackendSlot>(),
         ] {
-            assert_eq!(size, 128);
+            assert_eq!(size % 64, 0);
         }
     }
 

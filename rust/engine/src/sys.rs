@@ -85,6 +85,16 @@ pub fn above_standard_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?)
 }
 
+/// Give freed memory back to the system. An allocator keeps it in the hope of the next storm; a balancer
+/// with a million quiet sockets has better uses for it.
+pub fn give_memory_back() {
+    // SAFETY: takes no pointers and may be called at any time from any thread (malloc_trim(3)).
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: only called on a table that no other thread shares, and only over numbers that no
     // owned descriptor of this thread has.

@@ -1,13 +1,16 @@
 //! A client's connection, from accept to end, and its way to a backend.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pybalancer_core::time::Tick;
+use pybalancer_core::ws::Tracker;
 
-use crate::deployment::Front;
+use crate::deployment::{DeployedPool, Front};
+use crate::exchange::Exchange;
+use crate::log::RequestLine;
 use crate::poller::{Interest, Side};
 use crate::ports::Held;
 use crate::registry::{BackendEntry, ListenerEntry};
@@ -20,28 +23,158 @@ pub enum Phase {
     Queued,
     /// A trusted proxy is to tell whom it brings.
     Header,
+    /// A request is to come.
+    Request,
+    /// A handshake has come, but the rate of handshakes has no room yet.
+    Held,
     /// A connect is under way.
     Dialing,
+    /// A request is at its backend, its response on the way.
+    Exchange,
+    /// The client has got its last answer and is to read it.
+    Lingering,
+}
+
+impl Phase {
+    /// Whether it stands in a queue.
+    pub fn waits(self) -> bool {
+        matches!(self, Phase::Queued | Phase::Held)
+    }
 }
 
 /// What is needed only until a tunnel stands. Boxed, so that an established one does not pay for it.
 pub struct Opening {
     /// The listener it came through, as it was then.
     pub front: Arc<Front>,
+    /// The pool that it goes to.
+    pub pool: Arc<DeployedPool>,
     /// How far it is.
     pub phase: Phase,
+    /// It is one of its listener's connections; one that is only told why it is turned away is not.
+    pub admitted: bool,
     /// Whether the peer announces its clients (PROXY protocol).
     pub announced: bool,
     /// Where the client believes to be connected, if a proxy has told.
     pub destination: Option<SocketAddr>,
+    /// Hash of the key, where it is not the client's address alone.
+    pub hash: Option<u64>,
+    /// The backend that a cookie asks for, by its name.
+    pub preferred: Option<Arc<str>>,
     /// Indexes of the entries of backends that have not taken it.
     pub tried: Vec<u32>,
     /// When the connect under way began.
     pub dialed_at: Tick,
     /// A backend was passed over because its outgoing ports are used up.
     pub short_of_ports: bool,
-    /// A backend's queue is full; how long it makes sense to wait for a place in it.
-    pub busy_until: Option<Tick>,
+    /// A backend whose queue is full, and how long it makes sense to wait for a place in it.
+    pub busy: Option<(Arc<BackendEntry>, Tick)>,
+    /// How often it was asked again.
+    pub busy_tries: u8,
+    /// In mode "websocket": requests and responses.
+    pub exchange: Option<Box<Exchange>>,
+}
+
+/// What many tunnels share: their listener, deadlines, rules. Times are in ms; 0 means never.
+#[derive(Debug)]
+pub struct Terms {
+    /// The listener's counts.
+    pub listener: Arc<ListenerEntry>,
+    /// Quiet time after which a tunnel is ended.
+    pub idle_ms: u32,
+    /// The same once one side has ended its direction.
+    pub half_closed_ms: u32,
+    /// How long ambiguous first bytes are held back.
+    pub guard_ms: u32,
+    /// Quiet time of a client after which it is pinged.
+    pub ping_ms: u32,
+    /// How long it may take to answer.
+    pub ping_timeout_ms: u32,
+    /// How long peers may take to answer a Close.
+    pub close_ms: u32,
+    /// Bytes of a message at most; 0 for no limit.
+    pub max_message: u32,
+}
+
+/// A client's address in 20 bytes instead of 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    ip: [u8; 16],
+    port: u16,
+    known: bool,
+}
+
+impl From<Option<SocketAddr>> for Peer {
+    fn from(address: Option<SocketAddr>) -> Peer {
+        let ip = match address.map(|address| address.ip()) {
+            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
+            Some(IpAddr::V6(v6)) => v6,
+            None => Ipv6Addr::UNSPECIFIED,
+        };
+        Peer {
+            ip: ip.octets(),
+            port: address.map_or(0, |address| address.port()),
+            known: address.is_some(),
+        }
+    }
+}
+
+impl Peer {
+    /// As everybody else writes it; None on a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let ip = Ipv6Addr::from(self.ip).to_canonical();
+        self.known.then(|| SocketAddr::new(ip, self.port))
+    }
+}
+
+/// A time in units of 2^23 ns (8 ms), which wraps after a year: for how long ago something was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment(u32);
+
+impl Moment {
+    /// That of a tick.
+    #[inline]
+    pub fn of(now: Tick) -> Moment {
+        Moment((now.0 >> 23) as u32)
+    }
+
+    /// `ms` after this moment, which was not long before `now`; rounded up.
+    pub fn plus(self, ms: u32, now: Tick) -> Tick {
+        let ago = Moment::of(now).0.wrapping_sub(self.0);
+        let began = (now.0 >> 23).saturating_sub(u64::from(ago)) << 23;
+        Tick(began) + Duration::from_millis(u64::from(ms)) + Duration::from_millis(9)
+    }
+}
+
+/// What only the log wants to know. Boxed, and absent where nothing is logged.
+#[derive(Debug, Default)]
+pub struct Story {
+    /// When the connection was accepted.
+    pub accepted_at: Tick,
+    /// The proxy that announced the client.
+    pub proxied_by: Option<SocketAddr>,
+    /// Time from connect to connected.
+    pub connect: Duration,
+    /// The request that it began with.
+    pub request: Option<Box<RequestLine>>,
+}
+
+/// A WebSocket on its way to an end that the balancer asked for.
+#[derive(Debug)]
+pub struct Closing {
+    /// The code for the client, until it has been sent.
+    pub to_client: Option<u16>,
+    /// The code for the backend, until it has been sent.
+    pub to_backend: Option<u16>,
+    /// Nothing of the client's passes any more; it is read and dropped.
+    pub client_mute: bool,
+    /// Nothing of the backend's passes any more.
+    pub backend_mute: bool,
+    /// Who has ended its stream, by [`Side`].
+    pub ended: [bool; 2],
+    /// What the log will say.
+    pub reason: pybalancer_core::record::Reason,
+    /// When patience ends.
+    pub until: Tick,
 }
 
 /// Two sockets and what flows between them.
@@ -54,36 +187,38 @@ pub struct Tunnel {
     pub backend: Option<OwnedFd>,
     /// Distinguishes it from those that had its slot before.
     pub generation: u32,
-    /// Time from connect to connected, in microseconds.
-    pub connect_us: u32,
+    /// When something last happened.
+    pub active: Moment,
     /// From the client to the backend.
     pub to_backend: Flow,
     /// From the backend to the client.
     pub to_client: Flow,
+    /// Frames of the client, on a WebSocket.
+    pub from_client: Tracker,
+    /// Frames of the backend.
+    pub from_backend: Tracker,
     /// Present until it stands.
     pub opening: Option<Box<Opening>>,
-    /// The listener's counts.
-    pub listener: Arc<ListenerEntry>,
+    /// Present once the balancer ends it.
+    pub closing: Option<Box<Closing>>,
     /// The backend's counts, of which it is one.
     pub entry: Option<Arc<BackendEntry>>,
     /// The outgoing port that it uses.
     pub port: Option<Held>,
-    /// Who the client is; None on a Unix socket.
-    pub address: Option<SocketAddr>,
-    /// The proxy that announced it.
-    pub proxied_by: Option<Box<SocketAddr>>,
-    /// When it was accepted.
-    pub accepted_at: Tick,
-    /// When something last happened.
-    pub active_at: Tick,
-    /// Quiet time after which it is ended, in ms; 0 for never.
-    pub idle_ms: u32,
-    /// The same once one side has ended its direction.
-    pub half_closed_ms: u32,
-    /// How long ambiguous first bytes are held back, in ms.
-    pub guard_ms: u32,
+    /// What it has to keep to.
+    pub terms: Arc<Terms>,
+    /// For the log.
+    pub story: Option<Box<Story>>,
+    /// Who the client is.
+    pub peer: Peer,
+    /// When the client last sent something that was passed on, or was pinged; at first its beginning.
+    pub heard: Moment,
     /// Backends asked.
     pub tries: u8,
+    /// A WebSocket whose frames are followed.
+    pub framed: bool,
+    /// The client was pinged and has not sent anything since.
+    pub pinged: bool,
     /// The client's first bytes may still turn out to be a PROXY header that nobody asked for.
     pub guarded: bool,
     /// They were looked at and are too few to tell.
@@ -151,27 +286,41 @@ impl Tunnel {
     }
 
     /// When it will have been quiet for too long, if nothing happens until then.
-    pub fn quiet_until(&self) -> Option<Tick> {
+    pub fn quiet_until(&self, now: Tick) -> Option<Tick> {
         let ms = if self.half_closed() {
-            self.half_closed_ms
+            self.terms.half_closed_ms
         } else {
-            self.idle_ms
+            self.terms.idle_ms
         };
-        (ms > 0).then(|| self.active_at + Duration::from_millis(u64::from(ms)))
+        (ms > 0).then(|| self.active.plus(ms, now))
     }
 
     /// When first bytes that look like the beginning of a PROXY header are let through after all.
-    pub fn guarded_until(&self) -> Option<Tick> {
+    pub fn guarded_until(&self, now: Tick) -> Option<Tick> {
         self.guarded
-            .then(|| self.accepted_at + Duration::from_millis(u64::from(self.guard_ms)))
+            .then(|| self.heard.plus(self.terms.guard_ms, now))
+    }
+
+    /// When its client is to be pinged; or, if it was, to have answered.
+    pub fn heard_until(&self, now: Tick) -> Option<Tick> {
+        let ms = if self.pinged {
+            self.terms.ping_timeout_ms
+        } else {
+            self.terms.ping_ms
+        };
+        (self.framed && self.terms.ping_ms > 0 && self.closing.is_none())
+            .then(|| self.heard.plus(ms, now))
     }
 
     /// When its timer is due.
-    pub fn due(&self) -> Option<Tick> {
-        match (self.quiet_until(), self.guarded_until()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+    pub fn due(&self, now: Tick) -> Option<Tick> {
+        let times = [
+            self.quiet_until(now),
+            self.guarded_until(now),
+            self.heard_until(now),
+            self.closing.as_ref().map(|closing| closing.until),
+        ];
+        times.into_iter().flatten().min()
     }
 }
 
@@ -187,6 +336,31 @@ mod tests {
     #[test]
     fn an_idle_tunnel_is_small() {
         // With the 16 bytes of its timer this stays within 256, slab overhead included.
-        assert!(size_of::<Tunnel>() <= 216, "{}", size_of::<Tunnel>());
+        assert!(size_of::<Tunnel>() <= 208, "{}", size_of::<Tunnel>());
+        assert_eq!(size_of::<Option<Tunnel>>(), size_of::<Tunnel>());
+    }
+
+    #[test]
+    fn a_peer_is_whom_it_was_made_of() {
+        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "0.0.0.0:0"] {
+            let address = Some(text.parse().unwrap());
+            assert_eq!(Peer::from(address).address(), address);
+        }
+        assert_eq!(Peer::from(None).address(), None);
+    }
+
+    #[test]
+    fn a_moment_is_never_over_too_early_nor_much_too_late() {
+        for start in [0, 1 << 22, 77 << 23, (1 << 55) - 5] {
+            for ms in [0, 1, 50, 3_600_000] {
+                let (then, span) = (Tick(start), Duration::from_millis(u64::from(ms)));
+                let now = then + span;
+                let at = Moment::of(then).plus(ms, now);
+                assert!(
+                    at >= now && at <= now + Duration::from_millis(18),
+                    "{start} {ms}"
+                );
+            }
+        }
     }
 }

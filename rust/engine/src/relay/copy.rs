@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::{Flow, Leftover, Pending, Step, Tools};
+use super::{Flow, Step, Tap, Tools};
 
 #[inline]
 pub(super) fn send(receiver: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
@@ -18,18 +18,33 @@ pub(super) fn send(receiver: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errn
 }
 
 #[inline]
-pub(super) fn step(
+pub(super) fn step<T: Tap>(
     flow: &mut Flow,
+    tap: &mut T,
+    most: usize,
     sender: BorrowedFd<'_>,
     receiver: BorrowedFd<'_>,
     tools: &mut Tools,
 ) -> Step {
-    let room = tools.scratch.len();
-    let received = match rustix::net::recv(sender, &mut *tools.scratch, RecvFlags::empty()) {
-        Ok((_, 0)) => return Step::End,
+    let kept = flow.bring_back(&mut tools.scratch);
+    let end = tools.scratch.len().min(kept + most);
+    let Some(room) = tools.scratch.get_mut(kept..end) else {
+        return Step::Failed;
+    };
+    let room_size = room.len();
+    let received = match rustix::net::recv(sender, room, RecvFlags::empty()) {
+        Ok((_, 0)) => {
+            // Less than a header, and nothing follows: the receiver is to see what there was.
+            flow.owe(tools.scratch.get(..kept).unwrap_or_default(), kept);
+            return Step::End;
+        }
         Ok((_, received)) => received,
-        Err(Errno::AGAIN) => return Step::Empty,
+        Err(Errno::AGAIN) => {
+            flow.owe(tools.scratch.get(..kept).unwrap_or_default(), 0);
+            return Step::Empty;
+        }
         Err(Errno::INTR) => {
+            flow.owe(tools.scratch.get(..kept).unwrap_or_default(), 0);
             return Step::Moved {
                 bytes: 0,
                 drained: false,
@@ -37,21 +52,34 @@ pub(super) fn step(
         }
         Err(_) => return Step::Failed,
     };
-    let Some(bytes) = tools.scratch.get(..received) else {
+    let Some(bytes) = tools.scratch.get(..kept + received) else {
         return Step::Failed;
     };
-    let sent = match send(receiver, bytes) {
-        Ok(sent) => sent,
-        Err(Errno::AGAIN) => 0,
-        Err(_) => return Step::ReceiverFailed,
+    let verdict = tap.see(bytes);
+    let (Ok(passes) | Err(passes)) = verdict;
+    let (bytes, held) = bytes.split_at_checked(passes).unwrap_or((bytes, &[]));
+    let sent = if bytes.is_empty() {
+        0
+    } else {
+        match send(receiver, bytes) {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN) => 0,
+            Err(_) => return Step::ReceiverFailed,
+        }
     };
     flow.bytes += sent as u64;
     tools.copied += sent as u64;
-    if let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-        flow.pending = Pending::Copied(Leftover::new(rest));
+    if verdict.is_err() {
+        flow.owe(bytes.get(sent..).unwrap_or_default(), bytes.len() - sent);
+        return Step::Stopped;
+    }
+    let unsent = bytes.len() - sent;
+    if unsent + held.len() > 0 {
+        let rest = tools.scratch.get(sent..kept + received);
+        flow.owe(rest.unwrap_or_default(), unsent);
     }
     Step::Moved {
         bytes: received,
-        drained: received < room,
+        drained: received < room_size,
     }
 }

@@ -5,11 +5,19 @@
 //! stops until it has gone (back-pressure). Small payloads are copied; once reads come full, the
 //! flow turns to `splice`, which moves pages through a pipe and never copies them.
 //!
+//! Somebody may have to know what passes: a [`Tap`] sees the bytes that are copied, and says how many
+//! may go by unseen. In mode "tcp" it is [`Blind`], which the compiler removes; a WebSocket's is
+//! [`Frames`].
+//!
 //! The seam is [`pump`]: readiness goes in, an outcome comes out. A relay on completions (io_uring)
 //! would stand beside it and keep the same outcomes.
 
+pub mod body;
 mod copy;
 mod splice;
+mod tap;
+
+pub use tap::{Blind, Frames, Tap};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -20,43 +28,40 @@ use crate::pipes::{Pipe, PipePool};
 
 /// Bytes read at once by copy.
 pub const SCRATCH: usize = 64 * 1024;
-/// A read of at least this much turns a flow to splice.
+/// A read of at least this much turns a flow to splice, while as much may go by unseen.
 const BULK: usize = 24 * 1024;
+/// Bytes read at once where a bulk flow has to be seen for a moment: the header of a WebSocket frame has
+/// at most 14, and what is read beyond it is one splice less.
+const SIP: usize = 14;
 /// Bytes that one flow may move before others get their turn.
 const BUDGET: usize = 1024 * 1024;
 /// Quiet wake-ups after which a bulk flow goes back to copying.
 const BULK_PATIENCE: u8 = 8;
 
 /// What the receiver has not taken yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub enum Pending {
-    /// Nothing.
-    #[default]
-    Nothing,
     /// Copied bytes.
-    Copied(Box<Leftover>),
+    Copied(Leftover),
     /// This many bytes in a pipe.
     Piped(Pipe, u32),
 }
 
-/// Copied bytes of which the first `sent` are gone.
+/// Copied bytes of which the first `sent` are gone, and those from `due` on may not go yet.
 #[derive(Debug)]
 pub struct Leftover {
     bytes: Box<[u8]>,
     sent: usize,
+    due: usize,
 }
 
 impl Leftover {
-    /// Keep a copy of `bytes`.
-    pub fn new(bytes: &[u8]) -> Box<Leftover> {
-        Box::new(Leftover {
-            bytes: bytes.into(),
-            sent: 0,
-        })
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.sent..self.due).unwrap_or_default()
     }
 
-    fn rest(&self) -> &[u8] {
-        self.bytes.get(self.sent..).unwrap_or_default()
+    fn held(&self) -> &[u8] {
+        self.bytes.get(self.due..).unwrap_or_default()
     }
 }
 
@@ -65,8 +70,8 @@ impl Leftover {
 pub struct Flow {
     /// Bytes taken by the receiver's socket.
     pub bytes: u64,
-    /// Bytes read and not yet taken.
-    pub pending: Pending,
+    /// Bytes read and not yet taken. Boxed: a flow at rest has none.
+    pending: Option<Box<Pending>>,
     /// The sender has ended this direction.
     pub eof: bool,
     /// The end was passed on to the receiver: this direction is over.
@@ -77,13 +82,54 @@ pub struct Flow {
 
 impl Flow {
     /// Whether reading has stopped until the receiver takes more.
+    #[inline]
     pub fn blocked(&self) -> bool {
-        !matches!(self.pending, Pending::Nothing)
+        match self.pending.as_deref() {
+            None => false,
+            Some(Pending::Copied(left)) => left.sent < left.due,
+            Some(Pending::Piped(..)) => true,
+        }
+    }
+
+    /// Keep a copy of `bytes`: the first `due` of them go to the receiver as soon as it takes them, the
+    /// others come back in front of what is read next.
+    pub fn owe(&mut self, bytes: &[u8], due: usize) {
+        self.pending = (!bytes.is_empty()).then(|| {
+            Box::new(Pending::Copied(Leftover {
+                bytes: bytes.into(),
+                sent: 0,
+                due,
+            }))
+        });
+    }
+
+    /// The same for what a pipe holds.
+    fn owe_piped(&mut self, pipe: Pipe, count: u32) {
+        self.pending = Some(Box::new(Pending::Piped(pipe, count)));
+    }
+
+    /// Put what was held back at the start of `scratch`; how much that is.
+    #[inline]
+    fn bring_back(&mut self, scratch: &mut [u8]) -> usize {
+        let Some(pending) = self.pending.take() else {
+            return 0;
+        };
+        let Pending::Copied(left) = *pending else {
+            return 0;
+        };
+        let held = left.held();
+        match scratch.get_mut(..held.len()) {
+            Some(start) => start.copy_from_slice(held),
+            None => return 0,
+        }
+        held.len()
     }
 
     /// Take back the pipe, if there is one.
     pub fn release(&mut self, pipes: &mut PipePool) {
-        if let Pending::Piped(pipe, _) = std::mem::take(&mut self.pending) {
+        if let Some(pending) = self.pending.take()
+            && let Pending::Piped(pipe, _) = *pending
+        {
             pipes.discard(pipe);
         }
     }
@@ -93,6 +139,8 @@ impl Flow {
 pub struct Tools {
     /// Where copied bytes pass through.
     pub scratch: Box<[u8]>,
+    /// Where a message is put together that does not go out as it came in.
+    pub assembled: Vec<u8>,
     /// Pipes for splice.
     pub pipes: PipePool,
     /// Bytes moved by copy since last asked.
@@ -105,6 +153,7 @@ impl Default for Tools {
     fn default() -> Self {
         Tools {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            assembled: Vec::new(),
             pipes: PipePool::default(),
             copied: 0,
             spliced: 0,
@@ -123,6 +172,8 @@ pub enum Outcome {
     SenderFailed,
     /// The receiver's socket failed.
     ReceiverFailed,
+    /// The tap lets nothing more pass. What came before was passed on.
+    Stopped,
 }
 
 enum Step {
@@ -136,11 +187,19 @@ enum Step {
     Failed,
     /// The receiver's socket failed.
     ReceiverFailed,
+    /// The tap lets nothing more pass.
+    Stopped,
 }
 
 /// Move what can be moved from `sender` to `receiver`.
 #[inline]
-pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut Tools) -> Outcome {
+pub fn pump<T: Tap>(
+    flow: &mut Flow,
+    tap: &mut T,
+    sender: &OwnedFd,
+    receiver: &OwnedFd,
+    tools: &mut Tools,
+) -> Outcome {
     let (sender, receiver) = (sender.as_fd(), receiver.as_fd());
     let before = flow.bytes;
     loop {
@@ -157,17 +216,14 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
         if flow.bytes - before >= BUDGET as u64 {
             return Outcome::Waiting;
         }
-        let step = if flow.bulk > 0 {
-            splice::step(flow, sender, receiver, tools)
-        } else {
-            copy::step(flow, sender, receiver, tools)
-        };
-        match step {
+        match step(flow, tap, sender, receiver, tools) {
             // The socket is empty. An end of stream behind it will be reported.
             Step::Moved { drained: true, .. } if !flow.blocked() => return Outcome::Waiting,
             Step::Moved { bytes, .. } => {
-                if bytes >= BULK {
+                if bytes >= BULK && tap.unseen() >= BULK {
                     flow.bulk = BULK_PATIENCE;
+                } else if tap.unseen() < BULK {
+                    flow.bulk = flow.bulk.saturating_sub(1);
                 }
             }
             Step::Empty => {
@@ -179,28 +235,103 @@ pub fn pump(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut T
             Step::End => flow.eof = true,
             Step::Failed => return Outcome::SenderFailed,
             Step::ReceiverFailed => return Outcome::ReceiverFailed,
+            Step::Stopped => return Outcome::Stopped,
         }
+    }
+}
+
+/// Read once, in the way that suits what comes.
+#[inline]
+fn step<T: Tap>(
+    flow: &mut Flow,
+    tap: &mut T,
+    sender: BorrowedFd<'_>,
+    receiver: BorrowedFd<'_>,
+    tools: &mut Tools,
+) -> Step {
+    if flow.bulk == 0 {
+        return copy::step(flow, tap, SCRATCH, sender, receiver, tools);
+    }
+    match tap.unseen() {
+        0 => copy::step(flow, tap, SIP, sender, receiver, tools),
+        little if little < BULK => copy::step(flow, tap, little, sender, receiver, tools),
+        much => splice::step(flow, tap, much, sender, receiver, tools),
     }
 }
 
 /// Pass on what `sender` said before it broke. Never an end: the error is told once, and a `send` to
 /// that socket may have taken it; then a read says "end of stream".
-pub fn salvage(flow: &mut Flow, sender: &OwnedFd, receiver: &OwnedFd, tools: &mut Tools) {
+pub fn salvage<T: Tap>(
+    flow: &mut Flow,
+    tap: &mut T,
+    sender: &OwnedFd,
+    receiver: &OwnedFd,
+    tools: &mut Tools,
+) {
     let (sender, receiver) = (sender.as_fd(), receiver.as_fd());
     let before = flow.bytes;
+    // By copy: what was held back of a header goes first.
+    flow.bulk = 0;
     while !flow.eof && flow.bytes - before < BUDGET as u64 {
         if flow.blocked() && !matches!(flush(flow, receiver, tools), Ok(true)) {
             return;
         }
-        let step = if flow.bulk > 0 {
-            splice::step(flow, sender, receiver, tools)
-        } else {
-            copy::step(flow, sender, receiver, tools)
-        };
+        let step = step(flow, tap, sender, receiver, tools);
         if !matches!(step, Step::Moved { .. }) {
             return;
         }
     }
+}
+
+/// Pass on bytes that were read before the flow began.
+pub fn feed<T: Tap>(
+    flow: &mut Flow,
+    tap: &mut T,
+    bytes: &[u8],
+    receiver: &OwnedFd,
+    tools: &mut Tools,
+) -> Outcome {
+    let verdict = tap.see(bytes);
+    let (Ok(passes) | Err(passes)) = verdict;
+    let mut owed = match flow.pending.as_deref() {
+        Some(Pending::Copied(left)) => left.rest().to_vec(),
+        None | Some(Pending::Piped(..)) => Vec::new(),
+    };
+    owed.extend_from_slice(bytes.get(..passes).unwrap_or_default());
+    let due = owed.len();
+    if verdict.is_ok() {
+        owed.extend_from_slice(bytes.get(passes..).unwrap_or_default());
+    }
+    flow.owe(&owed, due);
+    match flush(flow, receiver.as_fd(), tools) {
+        Ok(_) if verdict.is_err() => Outcome::Stopped,
+        Ok(_) => Outcome::Waiting,
+        Err(_) => Outcome::ReceiverFailed,
+    }
+}
+
+/// Put `bytes` into the stream behind all that was relayed; what the receiver does not take now is
+/// owed. Only where nothing is owed already: an error else, since it would take the place of that.
+pub fn inject(flow: &mut Flow, bytes: &[u8], receiver: &OwnedFd) -> Result<(), Errno> {
+    if flow.blocked() {
+        return Err(Errno::BUSY);
+    }
+    let sent = match copy::send(receiver.as_fd(), bytes) {
+        Ok(sent) => sent,
+        Err(Errno::AGAIN) => 0,
+        Err(error) => return Err(error),
+    };
+    flow.bytes += sent as u64;
+    let rest = bytes.get(sent..).unwrap_or_default();
+    match flow.pending.as_deref() {
+        // A header that is not whole yet: it stays behind what is put before it.
+        Some(Pending::Copied(left)) if !left.held().is_empty() => {
+            let owed = [rest, left.held()].concat();
+            flow.owe(&owed, rest.len());
+        }
+        _ => flow.owe(rest, rest.len()),
+    }
+    Ok(())
 }
 
 /// Send a few bytes that must go at once; an error if they do not.
@@ -225,10 +356,14 @@ fn finish(flow: &mut Flow, receiver: BorrowedFd<'_>) -> Outcome {
 }
 
 /// Send what is owed; true once nothing is.
+pub fn flush_owed(flow: &mut Flow, receiver: &OwnedFd, tools: &mut Tools) -> Result<bool, Errno> {
+    flush(flow, receiver.as_fd(), tools)
+}
+
 fn flush(flow: &mut Flow, receiver: BorrowedFd<'_>, tools: &mut Tools) -> Result<bool, Errno> {
-    match &mut flow.pending {
-        Pending::Nothing => Ok(true),
-        Pending::Copied(left) => {
+    match flow.pending.as_deref_mut() {
+        None => Ok(true),
+        Some(Pending::Copied(left)) => {
             while !left.rest().is_empty() {
                 match copy::send(receiver, left.rest()) {
                     Ok(sent) => {
@@ -240,17 +375,21 @@ fn flush(flow: &mut Flow, receiver: BorrowedFd<'_>, tools: &mut Tools) -> Result
                     Err(error) => return Err(error),
                 }
             }
-            flow.pending = Pending::Nothing;
+            if left.held().is_empty() {
+                flow.pending = None;
+            }
             Ok(true)
         }
-        Pending::Piped(pipe, left) => {
+        Some(Pending::Piped(pipe, left)) => {
             let sent = splice::drain(pipe, left, receiver)?;
             flow.bytes += u64::from(sent);
             tools.spliced += u64::from(sent);
             if *left > 0 {
                 return Ok(false);
             }
-            if let Pending::Piped(pipe, _) = std::mem::take(&mut flow.pending) {
+            if let Some(pending) = flow.pending.take()
+                && let Pending::Piped(pipe, _) = *pending
+            {
                 tools.pipes.give_back(pipe);
             }
             Ok(true)

@@ -10,27 +10,31 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::{Flow, Pending, Step, Tools, copy};
+use super::{Flow, SCRATCH, Step, Tap, Tools, copy};
 use crate::pipes::Pipe;
 
 /// More than any pipe holds.
 const ALL: usize = 1 << 20;
 
-pub(super) fn step(
+pub(super) fn step<T: Tap>(
     flow: &mut Flow,
+    tap: &mut T,
+    most: usize,
     sender: BorrowedFd<'_>,
     receiver: BorrowedFd<'_>,
     tools: &mut Tools,
 ) -> Step {
     let Some(pipe) = tools.pipes.take() else {
         // Out of pipes or descriptors: slower, but the same bytes.
-        return copy::step(flow, sender, receiver, tools);
+        return copy::step(flow, tap, most.min(SCRATCH), sender, receiver, tools);
     };
+    let most = most.min(ALL);
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-    let filled = match rustix::pipe::splice(sender, None, &pipe.into, None, ALL, flags) {
+    let filled = match rustix::pipe::splice(sender, None, &pipe.into, None, most, flags) {
         Ok(0) => {
+            // The end of the stream, or an urgent byte, which only `recv` gives out.
             tools.pipes.give_back(pipe);
-            return Step::End;
+            return copy::step(flow, tap, most.min(SCRATCH), sender, receiver, tools);
         }
         Ok(filled) => filled,
         Err(Errno::AGAIN) => {
@@ -48,13 +52,14 @@ pub(super) fn step(
             // A kind of socket that cannot be spliced: copy it, and do not ask again soon.
             tools.pipes.give_back(pipe);
             flow.bulk = 0;
-            return copy::step(flow, sender, receiver, tools);
+            return copy::step(flow, tap, most.min(SCRATCH), sender, receiver, tools);
         }
         Err(_) => {
             tools.pipes.discard(pipe);
             return Step::Failed;
         }
     };
+    tap.skip(filled);
     // At most ALL, so it fits.
     let mut left = filled as u32;
     match drain(&pipe, &mut left, receiver) {
@@ -68,7 +73,7 @@ pub(super) fn step(
         }
     }
     if left > 0 {
-        flow.pending = Pending::Piped(pipe, left);
+        flow.owe_piped(pipe, left);
     } else {
         tools.pipes.give_back(pipe);
     }

@@ -19,10 +19,12 @@ use crate::registry::ListenerEntry;
 use crate::relay::Flow;
 use crate::socket;
 use crate::stats::field;
-use crate::tunnel::{Opening, Phase, Tunnel, milliseconds};
+use crate::tunnel::{Moment, Opening, Phase, Story, Tunnel};
 
 /// Connections accepted in a turn; the rest stays ready, and tunnels get their turn first.
 const BATCH: usize = 64;
+/// Connections that did not stand yet when others are still told why they are turned away.
+const MOST_TOLD: usize = 2048;
 /// After this time a worker that ran out of descriptors or memory looks again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -144,16 +146,10 @@ impl Worker {
         self.counters
             .listener(entry.index(), field!(ListenerSlot, accepted), 1);
         if !ListenerEntry::take(entry.live(), listener.max_connections) {
-            self.refuse(&front, client, peer, Reason::ListenerFull);
-            return;
+            return self.refuse(front, client, peer, Reason::ListenerFull);
         }
         // A Unix socket's permissions are its list of trusted peers.
-        let trusted = peer.is_none_or(|peer| {
-            listener
-                .trusted
-                .iter()
-                .any(|network| network.contains(peer.ip()))
-        });
+        let trusted = peer.is_none_or(|peer| front.trusts(peer.ip()));
         let announced = listener.accept_proxy.is_some() && trusted;
         let mut counted = false;
         if let (false, Some(peer), most @ 1..) =
@@ -161,8 +157,7 @@ impl Worker {
         {
             if !entry.enter(peer.ip(), most) {
                 entry.live().fetch_sub(1, Ordering::Relaxed);
-                self.refuse(&front, client, peer.into(), Reason::SourceFull);
-                return;
+                return self.refuse(front, client, peer.into(), Reason::SourceFull);
             }
             counted = true;
         }
@@ -172,57 +167,14 @@ impl Worker {
             if let (true, Some(peer)) = (counted, peer) {
                 entry.leave(peer.ip());
             }
-            self.refuse(&front, client, peer, Reason::RateLimited);
-            return;
+            return self.refuse(front, client, peer, Reason::RateLimited);
         }
-        let timeouts = &front.pool.planned.dialing.timeouts;
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
-        let generation = self.generation;
-        let opening = Opening {
-            front: Arc::clone(&front),
-            phase: if turn == Turn::Now {
-                Phase::Dialing
-            } else {
-                Phase::Queued
-            },
-            announced,
-            destination: None,
-            tried: Vec::new(),
-            dialed_at: self.now,
-            short_of_ports: false,
-            busy_until: None,
-        };
-        let slot = self.tunnels.insert(Tunnel {
-            client,
-            backend: None,
-            generation,
-            connect_us: 0,
-            to_backend: Flow::default(),
-            to_client: Flow::default(),
-            opening: Some(Box::new(opening)),
-            listener: Arc::clone(entry),
-            entry: None,
-            port: None,
-            address: peer,
-            proxied_by: None,
-            accepted_at: self.now,
-            active_at: self.now,
-            idle_ms: milliseconds(timeouts.idle),
-            half_closed_ms: milliseconds(timeouts.half_closed),
-            guard_ms: milliseconds(listener.proxy_timeout),
-            tries: 0,
-            guarded: listener.refuse_unexpected_proxy && !announced,
-            held: false,
-            untrusted: listener.accept_proxy.is_some(),
-            counted,
-            client_interest: Interest::UNWATCHED,
-            backend_interest: Interest::UNWATCHED,
-        }) as u32;
-        self.sockets += 1;
-        self.opening += 1;
+        let queued = turn != Turn::Now;
+        let slot = self.take_in(&front, client, peer, announced, counted, queued);
         match turn {
             Turn::Now => self.begin(slot),
             Turn::Wait(until) => {
+                let generation = self.generation;
                 self.counters
                     .listener(entry.index(), field!(ListenerSlot, queued), 1);
                 self.wheel.set(slot, self.now + listener.queue_timeout);
@@ -233,6 +185,76 @@ impl Worker {
             }
             Turn::Never => {}
         }
+    }
+
+    /// Give a connection its slot.
+    fn take_in(
+        &mut self,
+        front: &Arc<Front>,
+        client: OwnedFd,
+        peer: Option<SocketAddr>,
+        announced: bool,
+        counted: bool,
+        queued: bool,
+    ) -> u32 {
+        let listener = &front.listener;
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let opening = Opening {
+            front: Arc::clone(front),
+            pool: Arc::clone(&front.pool),
+            phase: if queued {
+                Phase::Queued
+            } else {
+                Phase::Dialing
+            },
+            admitted: true,
+            announced,
+            destination: None,
+            hash: None,
+            preferred: None,
+            tried: Vec::new(),
+            dialed_at: self.now,
+            short_of_ports: false,
+            busy: None,
+            busy_tries: 0,
+            exchange: listener.web.is_some().then(Box::default),
+        };
+        let slot = self.tunnels.insert(Tunnel {
+            client,
+            backend: None,
+            generation: self.generation,
+            active: Moment::of(self.now),
+            to_backend: Flow::default(),
+            to_client: Flow::default(),
+            from_client: Default::default(),
+            from_backend: Default::default(),
+            opening: Some(Box::new(opening)),
+            closing: None,
+            entry: None,
+            port: None,
+            terms: Arc::clone(&front.terms),
+            story: self.shared.outbox.logging().then(|| {
+                Box::new(Story {
+                    accepted_at: self.now,
+                    ..Story::default()
+                })
+            }),
+            peer: peer.into(),
+            heard: Moment::of(self.now),
+            tries: 0,
+            framed: false,
+            pinged: false,
+            // Where requests are read, such a header is no request.
+            guarded: listener.refuse_unexpected_proxy && !announced && listener.web.is_none(),
+            held: false,
+            untrusted: listener.accept_proxy.is_some(),
+            counted,
+            client_interest: Interest::UNWATCHED,
+            backend_interest: Interest::UNWATCHED,
+        }) as u32;
+        self.sockets += 1;
+        self.opening += 1;
+        slot
     }
 
     /// Whether `accept_rate` has room for one more.
@@ -263,17 +285,18 @@ impl Worker {
     /// Let in those whose turn it is.
     pub(super) fn admit_waiting(&mut self) {
         self.admit_at = None;
+        self.admit_handshakes();
         let sockets: Vec<u32> = self.listening.keys().copied().collect();
         for socket in sockets {
             while let Some(listening) = self.listening.get_mut(&socket) {
                 let Some((slot, generation)) = listening.waiting.front().copied() else {
                     break;
                 };
-                if self
-                    .tunnels
-                    .get(slot as usize)
-                    .is_none_or(|tunnel| tunnel.generation != generation)
-                {
+                let waits = self.tunnels.get(slot as usize).is_some_and(|tunnel| {
+                    let queued = |opening: &Opening| opening.phase == Phase::Queued;
+                    tunnel.generation == generation && tunnel.opening.as_deref().is_some_and(queued)
+                });
+                if !waits {
                     listening.waiting.pop_front();
                     continue;
                 }
@@ -302,12 +325,32 @@ impl Worker {
             && let Some(opening) = &mut tunnel.opening
         {
             opening.phase = Phase::Dialing;
-            tunnel.listener.queued().fetch_sub(1, Ordering::Relaxed);
+            tunnel
+                .terms
+                .listener
+                .queued()
+                .fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Turn away a connection that never became a tunnel, and fast: RST costs neither side anything more.
-    fn refuse(&mut self, front: &Front, client: OwnedFd, peer: Option<SocketAddr>, reason: Reason) {
+    /// Who speaks HTTP is told when to come again; but not everybody in a flood.
+    fn refuse(
+        &mut self,
+        front: Arc<Front>,
+        client: OwnedFd,
+        peer: Option<SocketAddr>,
+        reason: Reason,
+    ) {
+        if front.listener.web.is_some() && self.opening < MOST_TOLD {
+            let slot = self.take_in(&front, client, peer, false, false, false);
+            if let Some(opening) =
+                (self.tunnels.get_mut(slot as usize)).and_then(|tunnel| tunnel.opening.as_mut())
+            {
+                opening.admitted = false;
+            }
+            return self.turn_away(slot, "too many connections", reason);
+        }
         socket::abort(client);
         self.count_refusal(front.entry.index(), reason);
         if self.shared.outbox.logging() {
@@ -324,6 +367,7 @@ impl Worker {
                 to_client: 0,
                 tries: 0,
                 reason,
+                request: None,
             };
             self.log(line);
         }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use pybalancer_core::endpoint::Endpoint;
 
+use super::closing::GOING_AWAY;
 use super::{Listening, Worker};
 use crate::engine::RETIREMENT;
+use crate::exchange::Exchange;
 use crate::mailbox::Command;
 use crate::outbox::Event;
 use crate::poller::Token;
 use crate::registry::Fate;
 use crate::socket;
 use crate::stats::field;
+use crate::tunnel::Phase;
 use crate::worker::ending::How;
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
@@ -40,6 +43,7 @@ impl Worker {
                             front: None,
                             retires_at: None,
                             waiting: Default::default(),
+                            handshakes: Default::default(),
                         };
                         self.listening.insert(socket, listening);
                     }
@@ -157,6 +161,7 @@ impl Worker {
         for socket in sockets {
             self.stop_listening(socket);
         }
+        self.end_idle_requests();
     }
 
     /// Serve what waits in the kernel's queue, then close: whoever was let in is not thrown out.
@@ -168,9 +173,27 @@ impl Worker {
         if listening.watched {
             let _ = self.poller.remove(&listening.socket);
         }
-        for (slot, generation) in listening.waiting {
-            if self.is_current(slot, generation) {
-                self.end(slot, Reason::Shutdown, How::Abort);
+        for (slot, generation) in listening.waiting.into_iter().chain(listening.handshakes) {
+            let waits =
+                self.is_current(slot, generation) && self.phase(slot).is_some_and(Phase::waits);
+            if waits {
+                self.give_up(slot, Reason::Shutdown);
+            }
+        }
+    }
+
+    /// Connections between two requests hold nothing that anybody waits for.
+    fn end_idle_requests(&mut self) {
+        for slot in self.slots() {
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                continue;
+            };
+            let idle = |exchange: &Exchange| exchange.served > 0 && exchange.ahead.is_empty();
+            if let Some(opening) = &tunnel.opening
+                && opening.phase == Phase::Request
+                && opening.exchange.as_deref().is_some_and(idle)
+            {
+                self.end(slot, Reason::Finished, How::Clean);
             }
         }
     }
@@ -185,10 +208,12 @@ impl Worker {
                 Some(Fate::Down) => Reason::BackendDown,
                 Some(Fate::Keep) | None => continue,
             };
-            if tunnel.opening.is_some() {
-                self.dial_elsewhere(slot);
-            } else {
-                self.end(slot, reason, How::Abort);
+            match self.phase(slot) {
+                Some(Phase::Exchange) => self.give_up(slot, reason),
+                Some(Phase::Dialing) => self.dial_elsewhere(slot),
+                Some(_) => self.drop_backend(slot),
+                None if tunnel.framed => self.close_websocket(slot, GOING_AWAY, reason),
+                None => self.end(slot, reason, How::Abort),
             }
         }
     }

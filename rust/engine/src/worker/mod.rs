@@ -5,13 +5,23 @@
 //! and when it ends, with plain atomics.
 //!
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
-//! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine.
+//! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine. In mode
+//! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
+//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely.
 
 mod accept;
+mod answers;
+mod closing;
 mod commands;
 mod ending;
+mod failures;
+mod judging;
 mod opening;
+mod pacing;
 mod relaying;
+mod requests;
+mod responses;
+mod upgrading;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -65,6 +75,8 @@ struct Listening {
     retires_at: Option<Tick>,
     /// Connections that wait for `accept_rate`, oldest first, by slot and generation.
     waiting: VecDeque<(u32, u32)>,
+    /// Handshakes that wait for `handshakes`.
+    handshakes: VecDeque<(u32, u32)>,
 }
 
 /// Failures of one kind at one backend, folded until they are told.
@@ -75,12 +87,19 @@ struct Folded {
     message: String,
 }
 
+/// So many connections that open at once are a storm.
+const STORM: usize = 128;
+/// Tunnels that have room from the start. Memory that is not touched costs nothing, and a table that need
+/// not grow leaves no holes behind.
+const ROOM: usize = 1 << 16;
 /// Descriptors kept back for commands that bring one.
 const RESERVED: usize = 16;
 /// How long failures are folded.
 const FOLD: Duration = Duration::from_millis(100);
 /// A panic within this time of the last one makes the worker wait before it starts again.
 const CALM: Duration = Duration::from_secs(10);
+/// How long WebSockets that were told of the end may take to answer.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The longest such wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -104,6 +123,8 @@ pub struct Worker {
     sockets: usize,
     /// Tunnels that do not stand yet.
     opening: usize,
+    /// The most of them since memory was last given back.
+    busiest: usize,
     /// When a listener that has moved is closed.
     retire_at: Option<Tick>,
     /// When the head of some queue may be admitted.
@@ -119,6 +140,8 @@ pub struct Worker {
     now: Tick,
     accepting: bool,
     finish_at: Option<Tick>,
+    /// At `finish_at` WebSockets were told to end; it is when patience with them ends.
+    goodbye_said: bool,
     /// Set by a command, so that the panic happens where any other would.
     sabotaged: bool,
 }
@@ -132,6 +155,7 @@ impl Worker {
         let now = shared.clock.now();
         let poller = Poller::new()?;
         poller.add_level(&inbox, Token::Control, false)?;
+        let (tunnels, wheel) = (roomy_slab(&shared), roomy_wheel(&shared, now));
         Ok(Worker {
             index,
             counters: Counters::new(&shared.stats, index),
@@ -141,13 +165,14 @@ impl Worker {
             deployment: None,
             installed: 0,
             listening: HashMap::new(),
-            tunnels: Slab::new(),
+            tunnels,
             generation: 0,
-            wheel: Wheel::new(now),
+            wheel,
             due: Vec::new(),
             tools: Tools::default(),
             sockets: 0,
             opening: 0,
+            busiest: 0,
             retire_at: None,
             admit_at: None,
             resume_at: None,
@@ -160,6 +185,7 @@ impl Worker {
             now,
             accepting: true,
             finish_at: None,
+            goodbye_said: false,
             sabotaged: false,
         })
     }
@@ -204,14 +230,15 @@ impl Worker {
                 self.end(slot, Reason::WorkerPanic, ending::How::Abort)
             }));
         }
-        self.tunnels = Slab::new();
-        self.wheel = Wheel::new(self.now);
+        self.tunnels = roomy_slab(&self.shared);
+        self.wheel = roomy_wheel(&self.shared, self.now);
         self.tools = Tools::default();
         self.due.clear();
         (self.sockets, self.opening) = (0, 0);
         (self.admit_at, self.resume_at, self.sabotaged) = (None, None, false);
         for listening in self.listening.values_mut() {
             listening.waiting.clear();
+            listening.handshakes.clear();
         }
         self.shared.outbox.tell(Event::WorkerDied {
             worker: self.index,
@@ -261,6 +288,9 @@ impl Worker {
             if let Some(deadline) = self.finish_at
                 && (self.tunnels.is_empty() || self.now >= deadline)
             {
+                if self.say_goodbye() {
+                    continue;
+                }
                 let left = self.slots();
                 for slot in &left {
                     self.end(*slot, Reason::Shutdown, ending::How::Abort);
@@ -269,6 +299,20 @@ impl Worker {
                 return Ok(left.len() as u64);
             }
         }
+    }
+
+    /// Tell every WebSocket that this is the end, once; whether there is somebody to wait for.
+    fn say_goodbye(&mut self) -> bool {
+        if std::mem::replace(&mut self.goodbye_said, true) {
+            return false;
+        }
+        let framed = |slot: &u32| self.tunnels.get(*slot as usize).is_some_and(|t| t.framed);
+        let slots: Vec<u32> = self.slots().into_iter().filter(framed).collect();
+        for slot in &slots {
+            self.close_websocket(*slot, closing::GOING_AWAY, Reason::Shutdown);
+        }
+        self.finish_at = Some(self.now + GOODBYE);
+        !slots.is_empty()
     }
 
     /// How long nothing needs to be done unless an event comes.
@@ -320,8 +364,18 @@ impl Worker {
         }
     }
 
+    /// After a storm of openings, return the memory that they took.
+    fn recover(&mut self) {
+        self.busiest = self.busiest.max(self.opening);
+        if self.busiest >= STORM && self.opening < self.busiest / 8 {
+            self.busiest = self.opening;
+            crate::sys::give_memory_back();
+        }
+    }
+
     /// Show the figures of this turn.
     fn publish(&mut self) {
+        self.recover();
         let copied = std::mem::take(&mut self.tools.copied);
         let spliced = std::mem::take(&mut self.tools.spliced);
         self.counters
@@ -362,6 +416,21 @@ impl Worker {
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
+}
+
+fn roomy_slab(shared: &Shared) -> Slab<Tunnel> {
+    Slab::with_capacity(room(shared))
+}
+
+fn roomy_wheel(shared: &Shared, now: Tick) -> Wheel {
+    let mut wheel = Wheel::new(now);
+    wheel.reserve(room(shared));
+    wheel
+}
+
+fn room(shared: &Shared) -> usize {
+    let files = shared.most_files.load(Ordering::Relaxed);
+    usize::try_from(files / 2).map_or(ROOM, |most| most.min(ROOM))
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -5,30 +5,33 @@
 //! dead backends holds no memory of ours.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pybalancer_core::endpoint::canonical;
-use pybalancer_core::pool::{Draw, Key, Policy};
+use pybalancer_core::endpoint::{Endpoint, canonical};
+use pybalancer_core::pool::{Draw, Policy};
 use pybalancer_core::proxy::{self, Origin, Parsed};
 use pybalancer_core::record::Reason;
+use pybalancer_core::route::key_hash;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, sockopt};
 
+use super::Worker;
 use super::ending::How;
-use super::{FOLD, Folded, Worker};
-use crate::deployment::{DeployedPool, Front};
-use crate::outbox::Event;
+use crate::deployment::DeployedPool;
 use crate::poller::{EventFlags, Interest, Side};
 use crate::ports::Held;
 use crate::registry::BackendEntry;
 use crate::relay;
 use crate::socket::{self, DialError, From};
 use crate::stats::field;
-use crate::tunnel::Phase;
+use crate::tunnel::{Moment, Opening, Phase};
 
+/// So many ports of one way in use cost the kernel no search yet: it looks at every second one first.
+const UNCROWDED: u32 = 1000;
 /// Pause before a backend with a full queue is asked again.
 const BUSY_WAIT: Duration = Duration::from_millis(10);
 /// How long that goes on where connects have no deadline.
@@ -56,8 +59,7 @@ impl Worker {
             return;
         };
         if !opening.announced {
-            self.dial(slot);
-            return;
+            return self.go_on(slot);
         }
         opening.phase = Phase::Header;
         let timeout = opening.front.listener.proxy_timeout;
@@ -66,17 +68,69 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_opening(&mut self, slot: u32, side: Side, flags: EventFlags) {
+    /// It is known who the client is: what it wants is read, or is none of our business.
+    fn go_on(&mut self, slot: u32) {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return;
         };
-        let phase = tunnel.opening.as_ref().map(|opening| opening.phase);
-        match (phase, side) {
+        let reads = (tunnel.opening.as_ref()).is_some_and(|opening| opening.exchange.is_some());
+        if reads {
+            self.await_request(slot);
+        } else {
+            self.dial(slot);
+        }
+    }
+
+    pub(super) fn phase(&self, slot: u32) -> Option<Phase> {
+        let tunnel = self.tunnels.get(slot as usize)?;
+        tunnel.opening.as_ref().map(|opening| opening.phase)
+    }
+
+    pub(super) fn on_opening(&mut self, slot: u32, side: Side, flags: EventFlags) {
+        match (self.phase(slot), side) {
             (Some(Phase::Header), Side::Client) => self.read_header(slot, flags),
             (Some(Phase::Dialing), Side::Backend) => self.connected(slot, flags),
-            // An announced client may go on talking while its backend is dialed: later.
+            (Some(Phase::Request), Side::Client) => self.read_request(slot),
+            (Some(Phase::Request), Side::Backend) => self.heard_unasked(slot),
+            (Some(Phase::Exchange), side) => self.on_exchange(slot, side, flags),
+            (Some(Phase::Lingering), Side::Client) => self.on_lingering(slot, flags),
+            (Some(Phase::Dialing | Phase::Held), Side::Client)
+                if flags.contains(EventFlags::ERR) =>
+            {
+                self.end(slot, Reason::ClientGone, How::Abort);
+            }
+            (Some(Phase::Dialing | Phase::Held), Side::Client)
+                if flags.contains(EventFlags::HUP) =>
+            {
+                // Reported without end; whoever takes the connection will see it.
+                self.watch(slot, Side::Client, Interest::UNWATCHED);
+            }
+            // A client that goes on talking while its backend is dialed: later.
+            (Some(Phase::Dialing | Phase::Held), Side::Client) => {
+                self.watch(slot, Side::Client, Interest::ENDS);
+            }
             _ => {}
         }
+    }
+
+    /// No tunnel will come of this: say so in the client's language.
+    pub(super) fn give_up(&mut self, slot: u32, reason: Reason) {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        let speaks = (tunnel.opening.as_ref()).is_some_and(|opening| opening.exchange.is_some());
+        if !speaks {
+            return self.end(slot, reason, How::Abort);
+        }
+        let why = match reason {
+            Reason::NoBackend => "no backend is up",
+            Reason::ConnectFailed => "no backend could be reached",
+            Reason::PortsExhausted => "no outgoing port is left",
+            Reason::Shutdown => "shutting down",
+            Reason::BackendRemoved | Reason::BackendDown => "the backend is gone",
+            _ => "no room",
+        };
+        self.turn_away(slot, why, reason);
     }
 
     /// A deadline of the opening has passed.
@@ -85,7 +139,11 @@ impl Worker {
             return;
         };
         match tunnel.opening.as_ref().map(|opening| opening.phase) {
-            Some(Phase::Queued) => self.end(slot, Reason::RateLimited, How::Abort),
+            Some(Phase::Queued) => self.give_up(slot, Reason::RateLimited),
+            Some(Phase::Held) => self.held_late(slot),
+            Some(Phase::Request) => self.request_late(slot),
+            Some(Phase::Exchange) => self.exchange_late(slot),
+            Some(Phase::Lingering) => self.linger_late(slot),
             Some(Phase::Header) => self.end(slot, Reason::ProxyTimeout, How::Abort),
             Some(Phase::Dialing) if tunnel.backend.is_none() => self.dial(slot),
             Some(Phase::Dialing) => {
@@ -149,19 +207,19 @@ impl Worker {
                 source,
                 destination,
             } => {
-                tunnel.proxied_by = tunnel.address.map(Box::new);
-                tunnel.address = Some(canonical(source));
+                tunnel.story.get_or_insert_default().proxied_by = tunnel.peer.address();
+                tunnel.peer = Some(canonical(source)).into();
                 opening.destination = Some(canonical(destination));
             }
         }
         let most = listener.max_connections_per_source;
-        if let (Some(address), 1..) = (tunnel.address, most) {
-            tunnel.counted = tunnel.listener.enter(address.ip(), most);
+        if let (Some(address), 1..) = (tunnel.peer.address(), most) {
+            tunnel.counted = tunnel.terms.listener.enter(address.ip(), most);
             if !tunnel.counted {
-                return self.end(slot, Reason::SourceFull, How::Abort);
+                return self.give_up(slot, Reason::SourceFull);
             }
         }
-        self.dial(slot);
+        self.go_on(slot);
     }
 
     /// The backend under way is none: drop it and ask the next.
@@ -185,7 +243,7 @@ impl Worker {
     }
 
     /// Pick a backend and connect to it; on failure the key's next choice.
-    fn dial(&mut self, slot: u32) {
+    pub(super) fn dial(&mut self, slot: u32) {
         loop {
             let entropy = self.entropy();
             let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
@@ -195,12 +253,15 @@ impl Worker {
                 return;
             };
             // A reload since it was accepted counts: its plan knows better who is up.
-            let newest = self
-                .listening
-                .get(&opening.front.socket)
-                .and_then(|listening| listening.front.clone());
-            let front = newest.unwrap_or_else(|| Arc::clone(&opening.front));
-            let pool = Arc::clone(&front.pool);
+            let newest = self.deployment.as_ref().and_then(|deployment| {
+                let name = &opening.pool.planned.pool.name;
+                let mut pools = deployment.pools.iter();
+                pools.find(|pool| pool.planned.pool.name == *name)
+            });
+            if let Some(newest) = newest {
+                opening.pool = Arc::clone(newest);
+            }
+            let pool = Arc::clone(&opening.pool);
             let dialing = &pool.planned.dialing;
             // Those without a port left are not asked, and so not counted as tries; but a client of a
             // large pool must not cost a walk through all of it.
@@ -208,24 +269,40 @@ impl Worker {
             let picked = if tunnel.tries >= dialing.tries || passed_over {
                 None
             } else {
-                pick(&front, tunnel.address, entropy, &opening.tried)
+                pick(opening, tunnel.peer.address(), entropy)
             };
             let Some((index, entry)) = picked else {
-                if opening.busy_until.is_some_and(|until| self.now < until) {
-                    // Nobody else takes it: ask those with a full queue again in a moment.
+                if opening
+                    .busy
+                    .as_ref()
+                    .is_some_and(|(_, until)| self.now < *until)
+                {
+                    // Nobody else takes it: ask those with a full queue again in a moment, and less and
+                    // less often, since many may be waiting.
                     opening.phase = Phase::Dialing;
                     opening.tried.clear();
-                    self.wheel.set(slot, self.now + BUSY_WAIT);
+                    let wait = BUSY_WAIT * (1 << opening.busy_tries.min(5));
+                    opening.busy_tries = opening.busy_tries.saturating_add(1);
+                    self.wheel.set(slot, self.now + wait);
                     return;
                 }
-                let reason = match (opening.short_of_ports, tunnel.tries) {
+                let full = opening.busy.take().map(|(entry, _)| entry);
+                let asked = tunnel.tries > 0 || !opening.tried.is_empty() || full.is_some();
+                let reason = match (opening.short_of_ports, asked) {
                     (true, _) => Reason::PortsExhausted,
-                    (false, 0) => Reason::NoBackend,
-                    (false, _) => Reason::ConnectFailed,
+                    (false, false) => Reason::NoBackend,
+                    (false, true) => Reason::ConnectFailed,
                 };
-                return self.end(slot, reason, How::Abort);
+                if let Some(entry) = full {
+                    self.fold_failure(&entry, "its queue of connections stays full");
+                }
+                return self.give_up(slot, reason);
             };
-            let from = match (dialing.transparent, tunnel.address, entry.endpoint.ip()) {
+            let from = match (
+                dialing.transparent,
+                tunnel.peer.address(),
+                entry.endpoint.ip(),
+            ) {
                 (true, Some(client), Some(to)) if client.is_ipv4() == to.is_ipv4() => {
                     From::Client(client.ip())
                 }
@@ -245,7 +322,6 @@ impl Worker {
                     }
                     opening.phase = Phase::Dialing;
                     opening.dialed_at = self.now;
-                    opening.front = front;
                     entry.load().fetch_add(1, Ordering::Relaxed);
                     tunnel.entry = Some(entry);
                     tunnel.backend = Some(backend);
@@ -289,10 +365,13 @@ impl Worker {
                         Duration::ZERO => LONGEST_WAIT,
                         connect => connect,
                     };
-                    opening.busy_until.get_or_insert(self.now + patience);
+                    let until = self.now + patience;
+                    opening
+                        .busy
+                        .get_or_insert_with(|| (Arc::clone(&entry), until));
                     opening.tried.push(entry.index());
                 }
-                Attempt::Hopeless => return self.end(slot, Reason::OutOfResources, How::Abort),
+                Attempt::Hopeless => return self.give_up(slot, Reason::OutOfResources),
             }
         }
     }
@@ -319,7 +398,11 @@ impl Worker {
                     None => break,
                 },
             };
-            match socket::dial(&entry.endpoint, from, self.shared.ports.clone(), timeouts) {
+            let crowded = port
+                .as_ref()
+                .is_none_or(|port| port.ports().used() > UNCROWDED);
+            let ports = crowded.then(|| self.shared.ports.clone());
+            match socket::dial(&entry.endpoint, from, ports, timeouts) {
                 Ok(backend) => return Attempt::UnderWay(backend, port),
                 Err(DialError::Ports) => match &port {
                     Some(port) => port.ports().exhausted(self.now),
@@ -354,6 +437,10 @@ impl Worker {
         let Some(backend) = &tunnel.backend else {
             return;
         };
+        // An event of the turn in which it was dialed is about the socket that it had before.
+        if (tunnel.opening.as_ref()).is_some_and(|opening| opening.dialed_at == self.now) {
+            return;
+        }
         if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
             // No error: it took the connection, spoke and closed already (a Unix socket hangs up then).
             if let Ok(Err(error)) | Err(error) = sockopt::socket_error(backend) {
@@ -363,166 +450,128 @@ impl Worker {
         } else if !flags.contains(EventFlags::OUT) {
             return;
         }
-        let Some(opening) = tunnel.opening.take() else {
+        if (tunnel.entry.as_ref())
+            .is_some_and(|entry| to_itself(backend, &entry.endpoint, &self.shared.ports))
+        {
+            self.note_failure(slot, "nobody listens there: connected to itself");
+            return self.dial_elsewhere(slot);
+        }
+        let Some(opening) = &tunnel.opening else {
             return;
         };
-        let dialing = &opening.front.pool.planned.dialing;
+        let dialing = &opening.pool.planned.dialing;
         if let Some(version) = dialing.send_proxy {
             let destination = opening
                 .destination
                 .or_else(|| socket::local_address(&tunnel.client));
-            let header = proxy::encode(version, tunnel.address, destination);
+            let header = proxy::encode(version, tunnel.peer.address(), destination);
             // A new connection's send buffer always has room for it.
             if relay::send_all(backend, header.as_slice()).is_err() {
-                tunnel.opening = Some(opening);
                 self.note_failure(slot, "did not take the PROXY header");
                 return self.dial_elsewhere(slot);
             }
         }
         let took = self.now.since(opening.dialed_at);
-        tunnel.connect_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        tunnel.active_at = self.now;
-        self.opening -= 1;
-        self.counters.worker(field!(WorkerSlot, opened), 1);
-        self.counters
-            .listener(tunnel.listener.index(), field!(ListenerSlot, opened), 1);
+        if self.shared.outbox.logging() {
+            tunnel.story.get_or_insert_default().connect = took;
+        }
+        let reads = opening.exchange.is_some();
         if let Some(entry) = &tunnel.entry {
-            self.counters
-                .backend(entry.index(), field!(BackendSlot, opened), 1);
             self.counters.backend(
                 entry.index(),
                 field!(BackendSlot, connect_ns),
                 took.as_nanos() as u64,
             );
         }
-        match tunnel.due() {
-            Some(at) => self.wheel.set(slot, at),
-            None => self.wheel.cancel(slot),
+        if reads {
+            return self.begin_exchange(slot);
         }
+        tunnel.opening = None;
+        self.stand(slot);
         // Also what has come meanwhile is reported then.
         let _ = self.watch(slot, Side::Client, Interest::READ)
             && self.watch(slot, Side::Backend, Interest::READ);
     }
 
-    fn note_failure(&mut self, slot: u32, message: &str) {
-        if let Some(entry) = self
-            .tunnels
-            .get(slot as usize)
-            .and_then(|tunnel| tunnel.entry.clone())
-        {
-            self.fold_failure(&entry, message);
-        }
-    }
-
-    fn fold_failure(&mut self, entry: &Arc<BackendEntry>, message: &str) {
-        self.counters
-            .backend(entry.index(), field!(BackendSlot, connect_failures), 1);
-        let folded = self.folded(entry);
-        folded.connects += 1;
-        message.clone_into(&mut folded.message);
-    }
-
-    fn fold_exhaustion(&mut self, entry: &Arc<BackendEntry>) {
-        self.counters
-            .backend(entry.index(), field!(BackendSlot, ports_exhausted), 1);
-        self.folded(entry).ports += 1;
-    }
-
-    fn folded(&mut self, entry: &Arc<BackendEntry>) -> &mut Folded {
-        self.tell_at.get_or_insert(self.now + FOLD);
-        self.folded.entry(entry.index()).or_insert_with(|| Folded {
-            entry: Arc::clone(entry),
-            connects: 0,
-            ports: 0,
-            message: String::new(),
-        })
-    }
-
-    fn fold_source_failure(&mut self, pool: &Arc<str>, from: From, error: Errno) {
-        self.tell_at.get_or_insert(self.now + FOLD);
-        let (From::Source(ip) | From::Client(ip)) = from else {
+    /// A tunnel stands: count it, and set its timer.
+    pub(super) fn stand(&mut self, slot: u32) {
+        let now = self.now;
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
-        let folded = self.source_failures.entry(Arc::clone(pool)).or_default();
-        *folded = (folded.0 + 1, format!("{ip}: {error}"));
-    }
-
-    /// Tell policy what failed since the last time.
-    pub(super) fn tell_failures(&mut self) {
-        self.tell_at = None;
-        let worker = self.index;
-        for (_, folded) in self.folded.drain() {
-            let (pool, backend) = (
-                Arc::clone(&folded.entry.pool),
-                Arc::clone(&folded.entry.name),
-            );
-            if folded.ports > 0 {
-                let (pool, backend) = (Arc::clone(&pool), Arc::clone(&backend));
-                self.shared.outbox.tell(Event::PortsExhausted {
-                    worker,
-                    pool,
-                    backend,
-                    count: folded.ports,
-                });
-            }
-            if folded.connects > 0 {
-                let (count, message) = (folded.connects, folded.message);
-                self.shared.outbox.tell(Event::ConnectFailed {
-                    worker,
-                    pool,
-                    backend,
-                    count,
-                    message,
-                });
-            }
+        tunnel.active = Moment::of(now);
+        self.opening -= 1;
+        self.counters.worker(field!(WorkerSlot, opened), 1);
+        self.counters.listener(
+            tunnel.terms.listener.index(),
+            field!(ListenerSlot, opened),
+            1,
+        );
+        if let Some(entry) = &tunnel.entry {
+            self.counters
+                .backend(entry.index(), field!(BackendSlot, opened), 1);
         }
-        for (pool, (count, message)) in self.source_failures.drain() {
-            self.shared.outbox.tell(Event::SourceFailed {
-                worker,
-                pool,
-                count,
-                message,
-            });
+        match tunnel.due(now) {
+            Some(at) => self.wheel.set(slot, at),
+            None => self.wheel.cancel(slot),
         }
     }
 }
 
+/// Whether a connect met itself: two ends that choose the same port of one address open at the same time
+/// (RFC 9293, section 3.5), and where nobody listens on a port of the outgoing range, one end can be both.
+fn to_itself(backend: &OwnedFd, to: &Endpoint, ports: &RangeInclusive<u16>) -> bool {
+    match to {
+        Endpoint::Tcp(to) if ports.contains(&to.port()) => {
+            socket::local_address(backend) == Some(canonical(*to))
+        }
+        _ => false,
+    }
+}
+
 /// The backend that the pool's policy gives this client, other than those tried.
-fn pick(
-    front: &Front,
+pub(super) fn pick(
+    opening: &Opening,
     client: Option<SocketAddr>,
     entropy: u64,
-    tried: &[u32],
 ) -> Option<(u16, Arc<BackendEntry>)> {
-    let pool = &front.pool.planned.pool;
-    // Clients on a Unix socket have no address: any backend is as good.
-    let hash = match (client, pool.key) {
-        (Some(client), Key::Source) => front.hasher.source(client),
-        (Some(client), Key::SourceIp) => front.hasher.source_ip(client.ip()),
-        (None, _) => entropy,
-    };
-    let entropy = match pool.policy {
-        Policy::RoundRobin if tried.is_empty() => front.pool.turn.fetch_add(1, Ordering::Relaxed),
-        Policy::RoundRobin => front.pool.turn.load(Ordering::Relaxed),
-        _ => entropy,
-    };
+    let Opening {
+        pool: deployed,
+        front,
+        tried,
+        ..
+    } = opening;
+    let pool = &deployed.planned.pool;
     let tried: Vec<u16> = if tried.is_empty() {
         Vec::new()
     } else {
         let was_tried = |entry: &BackendEntry| tried.contains(&entry.index());
         (0_u16..)
-            .zip(&front.pool.backends)
+            .zip(&deployed.backends)
             .filter(|(_, entry)| was_tried(entry))
             .map(|(index, _)| index)
             .collect()
     };
-    let index = pool.pick(
-        Draw { hash, entropy },
-        |index| front.pool.load(index),
-        &tried,
-    )?;
-    Some((
-        index,
-        Arc::clone(front.pool.backends.get(usize::from(index))?),
-    ))
+    let chosen = |index: u16| {
+        Some((
+            index,
+            Arc::clone(deployed.backends.get(usize::from(index))?),
+        ))
+    };
+    if let Some(name) = &opening.preferred
+        && let Some(index) = pool.bound_to(name)
+        && !tried.contains(&index)
+    {
+        return chosen(index);
+    }
+    let hash = opening
+        .hash
+        .unwrap_or_else(|| key_hash(&pool.key, &front.hasher, client, None, entropy));
+    let entropy = match pool.policy {
+        Policy::RoundRobin if tried.is_empty() => deployed.turn.fetch_add(1, Ordering::Relaxed),
+        Policy::RoundRobin => deployed.turn.load(Ordering::Relaxed),
+        _ => entropy,
+    };
+    let draw = Draw { hash, entropy };
+    chosen(pool.pick(draw, |index| deployed.load(index), &tried)?)
 }

@@ -5,12 +5,14 @@ use rustix::net::RecvFlags;
 
 use pybalancer_core::proxy::{Guess, guess};
 use pybalancer_core::record::Reason;
+use pybalancer_core::ws::Rules;
 
 use super::Worker;
 use super::ending::How;
 use crate::poller::{EventFlags, Interest, Side, Token};
-use crate::relay::{Outcome, pump};
-use crate::stats::field;
+use crate::relay::{Blind, Frames, Outcome, pump};
+use crate::stats::{Counters, field};
+use crate::tunnel::{Moment, Tunnel};
 
 const ENDS: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
 const READABLE: EventFlags = EventFlags::IN.union(ENDS);
@@ -44,6 +46,9 @@ impl Worker {
         }
         if tunnel.opening.is_some() {
             return self.on_opening(slot, side, flags);
+        }
+        if tunnel.closing.is_some() {
+            return self.on_closing(slot, side, flags);
         }
         let flow = tunnel.flow_from(side);
         if flow.blocked() && flags.contains(EventFlags::ERR) {
@@ -89,7 +94,7 @@ impl Worker {
     }
 
     /// Watch both sockets for what can be done with them now; false if that ended the tunnel.
-    fn watch_wanted(&mut self, slot: u32) -> bool {
+    pub(super) fn watch_wanted(&mut self, slot: u32) -> bool {
         [Side::Client, Side::Backend].into_iter().all(|side| {
             let Some(tunnel) = self.tunnels.get(slot as usize) else {
                 return false;
@@ -136,41 +141,55 @@ impl Worker {
         let Some(backend) = &tunnel.backend else {
             return true;
         };
-        let (flow, sender, receiver) = match from {
-            Side::Client => (&mut tunnel.to_backend, &tunnel.client, backend),
-            Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
+        let now = Moment::of(self.now);
+        let (flow, sender, receiver, tracker) = match from {
+            Side::Client => {
+                (tunnel.heard, tunnel.pinged) = (now, false);
+                let tracker = &mut tunnel.from_client;
+                (&mut tunnel.to_backend, &tunnel.client, backend, tracker)
+            }
+            Side::Backend => {
+                let tracker = &mut tunnel.from_backend;
+                (&mut tunnel.to_client, backend, &tunnel.client, tracker)
+            }
         };
         let before = flow.bytes;
         let was_done = flow.done;
-        let outcome = pump(flow, sender, receiver, &mut self.tools);
-        let moved = flow.bytes - before;
-        tunnel.active_at = self.now;
-        if moved > 0 {
-            let (for_listener, for_backend) = match from {
-                Side::Client => (
-                    field!(ListenerSlot, bytes_in),
-                    field!(BackendSlot, bytes_to_backend),
-                ),
-                Side::Backend => (
-                    field!(ListenerSlot, bytes_out),
-                    field!(BackendSlot, bytes_to_client),
-                ),
+        let outcome = if tunnel.framed {
+            let stop_at_boundary = (tunnel.closing.as_ref()).is_some_and(|closing| match from {
+                Side::Client => closing.to_backend.is_some(),
+                Side::Backend => closing.to_client.is_some(),
+            });
+            let rules = Rules {
+                max_message: tunnel.terms.max_message,
             };
-            self.counters
-                .listener(tunnel.listener.index(), for_listener, moved);
-            if let Some(entry) = &tunnel.entry {
-                self.counters.backend(entry.index(), for_backend, moved);
-            }
-        }
+            let mut tap = Frames {
+                tracker,
+                rules,
+                stop_at_boundary,
+            };
+            pump(flow, &mut tap, sender, receiver, &mut self.tools)
+        } else {
+            pump(flow, &mut Blind, sender, receiver, &mut self.tools)
+        };
+        let moved = flow.bytes - before;
+        tunnel.active = now;
+        count(&self.counters, tunnel, from, moved);
         match outcome {
+            // A closing one is watched by its own rules.
+            Outcome::Waiting | Outcome::Done if tunnel.closing.is_some() => true,
             Outcome::Waiting => !tunnel.interests_differ() || self.watch_wanted(slot),
+            Outcome::Stopped => {
+                self.violated(slot, from);
+                self.tunnels.contains(slot as usize)
+            }
             Outcome::Done if tunnel.to_backend.done && tunnel.to_client.done => {
                 self.end(slot, Reason::Finished, How::Clean);
                 false
             }
             Outcome::Done => {
                 if !was_done {
-                    match tunnel.due() {
+                    match tunnel.due(self.now) {
                         Some(at) => self.wheel.set(slot, at),
                         None => self.wheel.cancel(slot),
                     }
@@ -188,8 +207,16 @@ impl Worker {
         }
     }
 
+    /// Count bytes that `from` has sent and the other side has taken.
+    #[inline]
+    pub(super) fn count_moved(&mut self, slot: u32, from: Side, moved: u64) {
+        if let Some(tunnel) = self.tunnels.get(slot as usize) {
+            count(&self.counters, tunnel, from, moved);
+        }
+    }
+
     /// `broken` takes nothing more. What it sent before it broke is delivered, then both are aborted.
-    fn fail(&mut self, slot: u32, broken: Side) {
+    pub(super) fn fail(&mut self, slot: u32, broken: Side) {
         if let Some(tunnel) = self.tunnels.get_mut(slot as usize)
             && let Some(backend) = &tunnel.backend
         {
@@ -198,7 +225,8 @@ impl Worker {
                 Side::Backend => (&mut tunnel.to_client, backend, &tunnel.client),
             };
             // At most what its receive buffer held, so one budget's worth is enough.
-            crate::relay::salvage(flow, sender, receiver, &mut self.tools);
+            // Followed or not: it ends here.
+            crate::relay::salvage(flow, &mut Blind, sender, receiver, &mut self.tools);
         }
         self.end(slot, broken.reset(), How::Abort);
     }
@@ -236,7 +264,7 @@ impl Worker {
                     Reason::ProxyUnexpected
                 };
                 self.counters.listener(
-                    tunnel.listener.index(),
+                    tunnel.terms.listener.index(),
                     field!(ListenerSlot, refused_proxy),
                     1,
                 );
@@ -254,7 +282,7 @@ impl Worker {
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
-        if tunnel.guarded_until().is_some_and(|at| at <= now) {
+        if tunnel.guarded_until(now).is_some_and(|at| at <= now) {
             tunnel.guarded = false;
             if !self.drive(slot, Side::Client) {
                 return;
@@ -263,7 +291,16 @@ impl Worker {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return;
         };
-        match tunnel.quiet_until() {
+        if tunnel.closing.as_ref().is_some_and(|c| c.until <= now) {
+            return self.closing_late(slot);
+        }
+        if tunnel.heard_until(now).is_some_and(|at| at <= now) && !self.unheard(slot) {
+            return;
+        }
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        match tunnel.quiet_until(now) {
             Some(at) if at <= now => {
                 let reason = if tunnel.half_closed() {
                     Reason::HalfClosedTimeout
@@ -273,10 +310,32 @@ impl Worker {
                 self.end(slot, reason, How::Abort);
             }
             // Something happened since the timer was set: activity only notes the time.
-            Some(_) | None => match tunnel.due() {
+            Some(_) | None => match tunnel.due(now) {
                 Some(at) => self.wheel.set(slot, at),
                 None => self.wheel.cancel(slot),
             },
         }
+    }
+}
+
+/// Count bytes that `from` has sent and the other side has taken.
+#[inline]
+fn count(counters: &Counters, tunnel: &Tunnel, from: Side, moved: u64) {
+    if moved == 0 {
+        return;
+    }
+    let (for_listener, for_backend) = match from {
+        Side::Client => (
+            field!(ListenerSlot, bytes_in),
+            field!(BackendSlot, bytes_to_backend),
+        ),
+        Side::Backend => (
+            field!(ListenerSlot, bytes_out),
+            field!(BackendSlot, bytes_to_client),
+        ),
+    };
+    counters.listener(tunnel.terms.listener.index(), for_listener, moved);
+    if let Some(entry) = &tunnel.entry {
+        counters.backend(entry.index(), for_backend, moved);
     }
 }

@@ -1,0 +1,373 @@
+//! Ending a WebSocket in its own language (RFC 6455, section 7).
+//!
+//! A Close may only stand between two frames. So the frame under way is relayed to its end, then the
+//! Close takes the place of the next one, and nothing of the other side's follows it. The client's
+//! answer is relayed to the backend, which so learns of the end in the usual way. When both have had
+//! their Close, what they still send is read and dropped until they end, for a bounded time.
+
+use pybalancer_core::record::Reason;
+use pybalancer_core::time::Tick;
+use pybalancer_core::ws::{close_frame, ping_frame};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown};
+use std::time::Duration;
+
+use super::Worker;
+use super::ending::How;
+use crate::poller::{EventFlags, Interest, Side};
+use crate::relay;
+use crate::stats::field;
+use crate::tunnel::{Closing, Moment, Tunnel};
+
+/// Going away: the server is shutting down.
+pub(super) const GOING_AWAY: u16 = 1001;
+/// The peer broke the protocol.
+const PROTOCOL_ERROR: u16 = 1002;
+/// A message was too big to process.
+const TOO_BIG: u16 = 1009;
+/// A gateway got something from its server that it cannot use.
+const BAD_GATEWAY: u16 = 1014;
+/// Reads of a turn from a side whose words do not count any more.
+const DISCARDS: usize = 16;
+/// For answers to a Close, where the configuration says nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Worker {
+    /// Begin to end a WebSocket: Close with `code` to the client, whose answer goes to the backend.
+    pub(super) fn close_websocket(&mut self, slot: u32, code: u16, reason: Reason) {
+        self.begin_closing(slot, Some(code), None, reason);
+    }
+
+    /// `from` sent what the rules do not let pass. What came before it has gone on.
+    pub(super) fn violated(&mut self, slot: u32, from: Side) {
+        if (self.tunnels.get(slot as usize)).is_some_and(|tunnel| tunnel.closing.is_some()) {
+            // No violation: the boundary has been reached that the Close was waiting for.
+            return self.continue_closing(slot);
+        }
+        let limited = (self.tunnels.get(slot as usize)).is_some_and(|t| t.terms.max_message > 0);
+        // Without a limit it can only have been a length that is none.
+        let fault = if limited { TOO_BIG } else { PROTOCOL_ERROR };
+        let (to_client, to_backend) = match from {
+            Side::Client => (fault, GOING_AWAY),
+            Side::Backend => (BAD_GATEWAY, fault),
+        };
+        let reason = Reason::MessageTooBig;
+        self.begin_closing(slot, Some(to_client), Some(to_backend), reason);
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        if let Some(closing) = &mut tunnel.closing {
+            // The stream behind the frame that did not pass means nothing any more.
+            match from {
+                Side::Client => closing.client_mute = true,
+                Side::Backend => closing.backend_mute = true,
+            }
+        }
+        self.continue_closing(slot);
+    }
+
+    fn begin_closing(
+        &mut self,
+        slot: u32,
+        to_client: Option<u16>,
+        to_backend: Option<u16>,
+        reason: Reason,
+    ) {
+        let now = self.now;
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        if tunnel.closing.is_some() || !tunnel.framed {
+            return;
+        }
+        let patience = match tunnel.terms.close_ms {
+            0 => PATIENCE,
+            ms => Duration::from_millis(u64::from(ms)),
+        };
+        let until = now + patience;
+        tunnel.closing = Some(Box::new(Closing {
+            to_client,
+            to_backend,
+            client_mute: false,
+            backend_mute: false,
+            ended: [false; 2],
+            reason,
+            until,
+        }));
+        self.wheel.set(slot, until);
+        self.continue_closing(slot);
+    }
+
+    /// Send what can be sent now.
+    pub(super) fn continue_closing(&mut self, slot: u32) {
+        let mask = self.entropy().to_le_bytes();
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        let Tunnel {
+            closing,
+            client,
+            backend,
+            to_client,
+            to_backend,
+            from_client,
+            from_backend,
+            ..
+        } = tunnel;
+        let (Some(closing), Some(backend)) = (closing, backend) else {
+            return;
+        };
+        let mut failed = false;
+        if let Some(code) = closing.to_client
+            && from_backend.at_boundary()
+            && !to_client.blocked()
+        {
+            if from_backend.closed().is_none() && !to_client.eof {
+                let frame = close_frame(code, "", None);
+                failed |= relay::inject(to_client, frame.as_slice(), client).is_err();
+            }
+            closing.to_client = None;
+            closing.backend_mute = true;
+        }
+        if from_client.closed().is_some() && closing.to_client.is_none() {
+            // The client's answer has gone to the backend, and is all that it needed.
+            closing.to_backend = None;
+            closing.client_mute = true;
+        }
+        if let Some(code) = closing.to_backend
+            && from_client.at_boundary()
+            && !to_backend.blocked()
+        {
+            if from_client.closed().is_none() && !to_backend.eof {
+                let [a, b, c, d, ..] = mask;
+                let frame = close_frame(code, "", Some([a, b, c, d]));
+                failed |= relay::inject(to_backend, frame.as_slice(), backend).is_err();
+            }
+            closing.to_backend = None;
+            closing.client_mute = true;
+        }
+        if failed {
+            let reason = closing.reason;
+            return self.end(slot, reason, How::Abort);
+        }
+        // Whoever has had a Close and is owed nothing gets the end of the stream behind it.
+        let said = closing.to_client.is_none() && closing.to_backend.is_none();
+        let both_mute = closing.client_mute && closing.backend_mute;
+        if said && both_mute {
+            for (flow, socket) in [(to_client, &*client), (to_backend, &*backend)] {
+                if !flow.done && !flow.blocked() {
+                    flow.done = true;
+                    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+                }
+            }
+        }
+        self.watch_closing(slot);
+    }
+
+    /// Something happened on a WebSocket that is being ended.
+    pub(super) fn on_closing(&mut self, slot: u32, side: Side, flags: EventFlags) {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(closing) = &tunnel.closing else {
+            return;
+        };
+        let reason = closing.reason;
+        let mute = match side {
+            Side::Client => closing.client_mute,
+            Side::Backend => closing.backend_mute,
+        };
+        if flags.contains(EventFlags::ERR) {
+            return self.end(slot, reason, How::Abort);
+        }
+        if flags.intersects(EventFlags::OUT | EventFlags::HUP) {
+            let (flow, socket) = match side {
+                Side::Client => (&mut tunnel.to_client, Some(&tunnel.client)),
+                Side::Backend => (&mut tunnel.to_backend, tunnel.backend.as_ref()),
+            };
+            if let Some(socket) = socket
+                && flow.blocked()
+                && relay::flush_owed(flow, socket, &mut self.tools).is_err()
+            {
+                return self.end(slot, reason, How::Abort);
+            }
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP) {
+            if mute {
+                if !self.discard(slot, side) {
+                    return;
+                }
+            } else if !self.drive(slot, side) {
+                return;
+            } else if let Some(tunnel) = self.tunnels.get_mut(slot as usize) {
+                let ended = tunnel.flow_from(side).eof;
+                if let (true, Some(closing)) = (ended, &mut tunnel.closing) {
+                    // It will answer no more.
+                    closing.to_backend = closing.to_backend.or(Some(GOING_AWAY));
+                    self.note_ended(slot, side);
+                }
+            }
+        }
+        self.continue_closing(slot);
+        self.end_if_both_ended(slot);
+        if flags.contains(EventFlags::HUP)
+            && (self.tunnels.get(slot as usize))
+                .is_some_and(|tunnel| wanted(tunnel, side) == Interest::ENDS)
+        {
+            // Reported without end: out, until there is something to be done with it.
+            self.watch(slot, side, Interest::UNWATCHED);
+        }
+    }
+
+    /// Read and drop; false if that ended the tunnel.
+    fn discard(&mut self, slot: u32, side: Side) -> bool {
+        // A turn's worth; what is left is reported again.
+        for _ in 0..DISCARDS {
+            let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+                return false;
+            };
+            let reason = (tunnel.closing.as_ref()).map_or(Reason::Finished, |c| c.reason);
+            let socket = match side {
+                Side::Client => Some(&tunnel.client),
+                Side::Backend => tunnel.backend.as_ref(),
+            };
+            let Some(socket) = socket else { return false };
+            match rustix::net::recv(socket, &mut *self.tools.scratch, RecvFlags::empty()) {
+                Ok((_, 0)) => {
+                    self.note_ended(slot, side);
+                    return true;
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
+                Err(_) => {
+                    self.end(slot, reason, How::Abort);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn note_ended(&mut self, slot: u32, side: Side) {
+        let tunnel = self.tunnels.get_mut(slot as usize);
+        if let Some(closing) = tunnel.and_then(|tunnel| tunnel.closing.as_mut()) {
+            closing.ended[side as usize] = true;
+        }
+    }
+
+    fn end_if_both_ended(&mut self, slot: u32) {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        if let Some(closing) = &tunnel.closing
+            && closing.ended == [true; 2]
+        {
+            let clean = tunnel.to_client.done && tunnel.to_backend.done;
+            let how = if clean { How::Clean } else { How::Abort };
+            self.end(slot, closing.reason, how);
+        }
+    }
+
+    fn watch_closing(&mut self, slot: u32) {
+        for side in [Side::Client, Side::Backend] {
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                return;
+            };
+            let (current, wanted) = (tunnel.interest(side), wanted(tunnel, side));
+            // What was taken out comes back only to be read or written.
+            let stays_out = current == Interest::UNWATCHED && wanted == Interest::ENDS;
+            if current != wanted && !stays_out && !self.watch(slot, side, wanted) {
+                return;
+            }
+        }
+    }
+
+    /// Patience with a closing WebSocket is over.
+    pub(super) fn closing_late(&mut self, slot: u32) {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        let Some(closing) = &tunnel.closing else {
+            return;
+        };
+        let reason = closing.reason;
+        let said = closing.to_client.is_none() && !tunnel.to_client.blocked();
+        if said && !closing.client_mute {
+            // It did not answer. The backend is told in our own words.
+            if let Some(closing) =
+                (self.tunnels.get_mut(slot as usize)).and_then(|tunnel| tunnel.closing.as_mut())
+            {
+                closing.to_backend = Some(GOING_AWAY);
+            }
+            self.continue_closing(slot);
+        }
+        let told = (self.tunnels.get(slot as usize))
+            .is_some_and(|tunnel| tunnel.to_client.done && tunnel.to_backend.done);
+        self.end(slot, reason, if told { How::Clean } else { How::Abort });
+    }
+
+    /// The client has been quiet for long: ask whether it is there, or give it up.
+    pub(super) fn unheard(&mut self, slot: u32) -> bool {
+        let now: Tick = self.now;
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        if tunnel.pinged {
+            self.end(slot, Reason::PingTimeout, How::Abort);
+            return false;
+        }
+        tunnel.heard = Moment::of(now);
+        let deaf = tunnel.to_backend.blocked() || tunnel.to_backend.eof;
+        if deaf || tunnel.from_client.closed().is_some() {
+            // Its answer would not be heard until its backend takes what it said before, or it has
+            // nothing to say any more.
+            return true;
+        }
+        if !tunnel.from_backend.at_boundary() || tunnel.to_client.blocked() || tunnel.to_client.eof
+        {
+            // Nothing may come between now. Whether it takes what it is being sent, TCP watches.
+            return true;
+        }
+        tunnel.pinged = true;
+        if tunnel.from_backend.closed().is_some() {
+            // That asks for an answer too, and nothing may follow it (RFC 6455, section 5.5.1).
+            return true;
+        }
+        let ping = ping_frame(b"", None);
+        let listener = tunnel.terms.listener.index();
+        if relay::inject(&mut tunnel.to_client, ping.as_slice(), &tunnel.client).is_err() {
+            self.fail(slot, Side::Client);
+            return false;
+        }
+        self.counters
+            .listener(listener, field!(ListenerSlot, pings), 1);
+        self.watch_wanted(slot)
+    }
+}
+
+/// What can be done with one socket of a WebSocket that is being ended.
+fn wanted(tunnel: &Tunnel, side: Side) -> Interest {
+    let Some(closing) = &tunnel.closing else {
+        return tunnel.wanted(side);
+    };
+    let (mute, outgoing, incoming) = match side {
+        Side::Client => (closing.client_mute, &tunnel.to_client, &tunnel.to_backend),
+        Side::Backend => (closing.backend_mute, &tunnel.to_backend, &tunnel.to_client),
+    };
+    let over = closing.ended[side as usize];
+    let read = if !over && (mute || !incoming.blocked()) {
+        Interest::READ
+    } else {
+        Interest::ENDS
+    };
+    let write = if outgoing.blocked() {
+        Interest::WRITE
+    } else {
+        Interest::ENDS
+    };
+    match read.and(write) {
+        // Hung up: reported without end.
+        Interest::ENDS if over => Interest::UNWATCHED,
+        wanted => wanted,
+    }
+}
