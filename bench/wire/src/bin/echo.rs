@@ -152,9 +152,10 @@ fn digest(connection: &mut Connection, mut bytes: &mut [u8]) -> io::Result<()> {
 
 fn handshake(connection: &mut Connection) -> io::Result<()> {
     let text = String::from_utf8_lossy(&connection.partial).to_string();
-    let key = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
+    let key = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        (name.eq_ignore_ascii_case("sec-websocket-key")).then_some(value)
+    });
     let key = key.ok_or_else(|| io::Error::other("no key"))?;
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

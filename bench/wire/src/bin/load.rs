@@ -19,7 +19,7 @@ use pybalancer_bench::{
 const REQUEST: &[u8] =
     b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-const ANSWER: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+const ACCEPT: &[u8] = b": s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 const MASK: [u8; 4] = [0x5a, 0xc3, 0x17, 0x99];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -249,9 +249,17 @@ impl Load {
         match client.stage {
             Stage::Greeting => {
                 client.greeting.extend_from_slice(bytes);
-                if client.greeting.ends_with(ANSWER) {
+                let accepted = client
+                    .greeting
+                    .windows(ACCEPT.len())
+                    .any(|part| part == ACCEPT);
+                if accepted && client.greeting.ends_with(b"\r\n\r\n") {
                     client.greeting = Vec::new();
                     self.ask(place)?;
+                } else if client.greeting.len() > 4096
+                    || !b"HTTP/1.1 101".starts_with(client.greeting.get(..12).unwrap_or(b"HTTP"))
+                {
+                    return Err(io::Error::other("the handshake was refused"));
                 }
                 Ok(false)
             }
