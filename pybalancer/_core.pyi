@@ -18,7 +18,12 @@ __all__ = [
     "Plan",
     "PlanError",
     "PoolSpec",
+    "RouteSpec",
+    "WebSpec",
     "__version__",
+    "check_host",
+    "check_key",
+    "check_path",
     "probe",
 ]
 
@@ -64,7 +69,7 @@ class PoolSpec:
         name: str,
         backends: Sequence[BackendSpec],
         policy: Literal["maglev", "least-connections", "round-robin", "random-two"] = "maglev",
-        key: Literal["source", "source-ip"] = "source",
+        key: str = "source",
         table_size: int = 65537,
         max_skew: float | None = None,
         sources: Sequence[str] = ...,  # none
@@ -74,6 +79,8 @@ class PoolSpec:
         half_closed_timeout: float = 30.0,
         keepalive: float = 60.0,
         user_timeout: float = 120.0,
+        response_timeout: float = 60.0,
+        body_timeout: float = 60.0,
         send_proxy: Literal["v1", "v2"] | None = None,
         transparent: bool = False,
         on_remove: Literal["keep", "close"] = "keep",
@@ -83,6 +90,68 @@ class PoolSpec:
     def name(self) -> str: ...
     @property
     def backends(self) -> list[BackendSpec]: ...
+
+@final
+class RouteSpec:
+    """Requests that match go to ``pool``; everything that is given must match.
+
+    ``headers``, ``cookies`` and ``query`` are names with the value that each must have, or None for any.
+    """
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        pool: str,
+        path: str | None = None,
+        host: str | None = None,
+        headers: Sequence[tuple[str, str | None]] = ...,  # none
+        cookies: Sequence[tuple[str, str | None]] = ...,  # none
+        query: Sequence[tuple[str, str | None]] = ...,  # none
+        key: str | None = None,
+        strip_prefix: str | None = None,
+        origins: Sequence[str] = ...,  # all
+        request_set: Sequence[tuple[str, str]] = ...,  # none
+        request_remove: Sequence[str] = ...,  # none
+        response_set: Sequence[tuple[str, str]] = ...,  # none
+        response_remove: Sequence[str] = ...,  # none
+        max_message: int = 0,
+        ping: float = 0.0,
+        ping_timeout: float = 20.0,
+        close_timeout: float = 5.0,
+    ) -> RouteSpec: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def pool(self) -> str: ...
+
+@final
+class WebSpec:
+    """Mode "websocket" of a listener: bounds of heads, routes, the pace of handshakes (0: any)."""
+
+    def __new__(
+        cls,
+        *,
+        routes: Sequence[RouteSpec],
+        head_limit: int = 16384,
+        target_limit: int = 8192,
+        field_limit: int = 100,
+        request_timeout: float = 10.0,
+        keepalive_timeout: float = 60.0,
+        handshakes: float = 0.0,
+        handshakes_burst: int = 1,
+        handshakes_queue: int = 0,
+        handshakes_wait: float = 1.0,
+    ) -> WebSpec: ...
+
+def check_key(text: str) -> None:
+    """PlanError if ``text`` is no key."""
+
+def check_path(text: str) -> None:
+    """PlanError if ``text`` is no path of a route."""
+
+def check_host(text: str) -> None:
+    """PlanError if ``text`` is no host of a route."""
 
 @final
 class ListenerSpec:
@@ -107,6 +176,7 @@ class ListenerSpec:
         accept_burst: int = 1,
         accept_queue: int = 0,
         queue_timeout: float = 1.0,
+        web: WebSpec | None = None,
     ) -> ListenerSpec: ...
     @property
     def name(self) -> str: ...
@@ -217,6 +287,11 @@ class Engine:
         """Listener name to the address really bound (port 0 resolved)."""
     def explain(self, pool: str, source: str) -> list[Choice]:
         """As Plan.explain, with the live number of tunnels and the bounded-load verdicts."""
+    def explain_request(self, listener: str, source: str, head: bytes) -> tuple[str, str, list[Choice]]:
+        """Route, pool, and that pool's backends in the order in which this request would try them.
+
+        ``head`` is that of an HTTP/1.1 request. PlanError says why it would get no further.
+        """
     def ports(self) -> dict[str, dict[str, tuple[int, int]]]:
         """pool → backend → (outgoing ports in use, ports there are, over all source addresses)."""
     def stop_accepting(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
@@ -19,7 +19,7 @@ from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
 from pybalancer.config.secret import read_secret, read_token
 from pybalancer.errors import AdminError, ConfigError, Problem, PybalancerError, StartError, plain
-from pybalancer.explanation import choose_pool, client_address, explanation
+from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
 from pybalancer.policy.coalesce import Coalescer
 from pybalancer.policy.health import BackendHealth, apply_panic, unknown
 from pybalancer.status import LastReload, ReloadResult, Status
@@ -409,18 +409,34 @@ class Balancer:
             last_reload=self._last_reload,
         )
 
-    def explain(self, source: str, pool: str | None = None) -> dict[str, Any]:
+    def explain(
+        self,
+        source: str,
+        pool: str | None = None,
+        *,
+        listener: str | None = None,
+        host: str | None = None,
+        path: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> dict[str, Any]:
         """Which backend a client at ``source`` gets now, why, and what next.
 
-        ``source`` is ``ip:port``; ``ip`` alone means port 0.
-        Raises ValueError for what is no address, LookupError for a pool that is not there or not given
-        where there are several.
+        ``source`` is ``ip:port``; ``ip`` alone means port 0. Where requests are read, what the client asks
+        for decides: a ``listener`` of mode "websocket" (the only one, by default), the ``host`` that it
+        names, the ``path`` with its query, more ``headers``; then the answer has a route too.
+
+        Raises ValueError for what is no address or no request, LookupError for a pool or listener that is
+        not there, or not given where there are several.
         """
         engine = self._live()
-        name = choose_pool(self._config, pool)
         address = client_address(source)
-        order = engine.explain(name, address)
-        return explanation(self._config, name, address, order)
+        if listener is not None or host is not None or path is not None or headers:
+            if pool is not None:
+                raise ValueError("either a pool or a request: the route of the request says which pool")
+            asked = Asked(listener, host, path, headers)
+            return explain_request(engine, self._config, address, asked)
+        name = choose_pool(self._config, pool)
+        return explanation(self._config, name, address, engine.explain(name, address))
 
     def metrics(self) -> str:
         """All counters in the Prometheus text format."""

@@ -35,6 +35,14 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteStatus:
+    """Where one route leads. What no other matches goes by ``default`` to the listener's own pool."""
+
+    name: str
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerStatus:
     """One listener. ``bound`` is None while it is not open."""
 
@@ -42,15 +50,25 @@ class ListenerStatus:
     bind: str
     bound: str | None
     mode: str
-    pool: str
+    pool: str | None
+    routes: list[RouteStatus]
+    """In the order in which they are tried; none in mode "tcp"."""
     active: int
     accepted: int
     opened: int
     queued: int
     refused: dict[str, int]
-    """By reason: full, source, rate, proxy, no_backend."""
+    """By reason: full, source, rate, proxy, no_backend, request."""
     bytes_in: int
     bytes_out: int
+    requests: int
+    """Plain HTTP; these and what follows stay 0 in mode "tcp"."""
+    handshakes: int
+    messages_in: int
+    messages_out: int
+    pings: int
+    closes: dict[str, int]
+    """WebSockets that ended, by the code of their Close; codes that came up only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,7 @@ class BackendStatus:
     ports_used: int
     ports_total: int
     ports_exhausted: int
+    bad_answers: int
     bytes_to_backend: int
     bytes_to_client: int
 
@@ -153,6 +172,9 @@ def workers(stats: Stats) -> list[WorkerStatus]:
 
 
 def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStatus]:
+    from pybalancer.config.routes import named
+    from pybalancer.stats.reader import CLOSES
+
     bound = engine.bound()
     found = []
     for listener in config.listeners:
@@ -160,6 +182,7 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
             counters, active = stats.listener(listener.name), stats.active("", listener.name)
         except KeyError:
             continue  # The workers run a newer plan already, without it.
+        routes = named(listener) if listener.mode == "websocket" else {}
         found.append(
             ListenerStatus(
                 name=listener.name,
@@ -167,6 +190,7 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
                 bound=bound.get(listener.name),
                 mode=listener.mode,
                 pool=listener.pool,
+                routes=[RouteStatus(name, route.pool) for name, route in routes.items()],
                 active=active,
                 accepted=counters.accepted,
                 opened=counters.opened,
@@ -177,9 +201,16 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
                     "rate": counters.refused_rate,
                     "proxy": counters.refused_proxy,
                     "no_backend": counters.refused_no_backend,
+                    "request": counters.refused_request,
                 },
                 bytes_in=counters.bytes_in,
                 bytes_out=counters.bytes_out,
+                requests=counters.requests,
+                handshakes=counters.handshakes,
+                messages_in=counters.messages_in,
+                messages_out=counters.messages_out,
+                pings=counters.pings,
+                closes={code: n for code, n in zip(CLOSES, counters.closes, strict=True) if n},
             )
         )
     return found
@@ -224,6 +255,7 @@ def pools(
                     ports_used=used,
                     ports_total=total,
                     ports_exhausted=counters.ports_exhausted,
+                    bad_answers=counters.bad_answers,
                     bytes_to_backend=counters.bytes_to_backend,
                     bytes_to_client=counters.bytes_to_client,
                 )

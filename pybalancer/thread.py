@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
@@ -164,9 +164,22 @@ class ThreadedBalancer:
         """A picture of this moment."""
         return self._call(lambda balancer: balancer.status())
 
-    def explain(self, source: str, pool: str | None = None) -> dict[str, Any]:
+    def explain(
+        self,
+        source: str,
+        pool: str | None = None,
+        *,
+        listener: str | None = None,
+        host: str | None = None,
+        path: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> dict[str, Any]:
         """As ``Balancer.explain``."""
-        return self._call(lambda balancer: balancer.explain(source, pool))
+        return self._call(
+            lambda balancer: balancer.explain(
+                source, pool, listener=listener, host=host, path=path, headers=headers
+            )
+        )
 
     def metrics(self) -> str:
         """As ``Balancer.metrics``."""

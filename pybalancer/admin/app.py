@@ -6,17 +6,19 @@ GET  /readyz   200 when a plan is applied and every listener is open, else 503 w
                would not bring them back, and every other balancer sees the same.
 GET  /status   everything that ``pybalancer status`` shows.
 GET  /metrics  Prometheus text.
-GET  /explain  ?source=IP:PORT[&pool=NAME]: which backend a client gets, and why.
+GET  /explain  ?source=IP:PORT[&pool=NAME]: which backend a client gets, and why; of a request
+               ?source=IP:PORT&listener=NAME&host=HOST&path=PATH&header=NAME:VALUE&header=...
 POST /reload   read the file again and apply it: 200; 422 with every problem, and nothing changed.
 """
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,9 +27,12 @@ from starlette.routing import Route
 from pybalancer.admin.guard import Guard, Policy
 from pybalancer.admin.replies import JSONReply, TextReply
 from pybalancer.errors import ConfigError, PybalancerError
+from pybalancer.explanation import parse_header
 
 BODY_LIMIT = 64 * 1024
 """Bytes of request body that are read at all; no request needs one."""
+QUESTION_LIMIT = 16 * 1024
+"""Bytes of the question that ``explain`` is asked: as much as most requests have."""
 BODY_SECONDS = 5.0
 """Time for a request's body to arrive."""
 ANSWER_SECONDS = 30.0
@@ -46,7 +51,16 @@ class Operable(Protocol):
     """What the admin interface needs of a running balancer (``pybalancer.Balancer``)."""
 
     def status(self) -> Reportable: ...
-    def explain(self, source: str, pool: str | None = None) -> Mapping[str, Any]: ...
+    def explain(
+        self,
+        source: str,
+        pool: str | None = None,
+        *,
+        listener: str | None = None,
+        host: str | None = None,
+        path: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> Mapping[str, Any]: ...
     def metrics(self) -> str: ...
     async def reload(self) -> Any: ...
 
@@ -130,15 +144,27 @@ async def _metrics(balancer: Operable, _request: Request) -> Response:
 
 
 async def _explain(balancer: Operable, request: Request) -> Response:
-    source = request.query_params.get("source")
-    if not source:
-        return JSONReply(
-            {"error": "give ?source=IP:PORT, and &pool=NAME where there are several"}, status_code=400
-        )
     try:
-        return JSONReply(balancer.explain(source, request.query_params.get("pool")))
+        return JSONReply(balancer.explain(**_explained(request.url.query)))
     except (LookupError, ValueError) as error:
         return JSONReply({"error": str(error.args[0]) if error.args else str(error)}, status_code=400)
+
+
+def _explained(text: str) -> dict[str, Any]:
+    """What ``explain`` is asked. Raises ValueError for what is no question."""
+    if len(text) > QUESTION_LIMIT:
+        raise ValueError(f"a question has at most {QUESTION_LIMIT} bytes")
+    query = QueryParams(text)
+    once = ("source", "pool", "listener", "host", "path")
+    for name in query:
+        if name not in (*once, "header"):
+            raise ValueError(f"there is no parameter {name!r}; there are: {', '.join(once)}, header")
+        if name in once and len(query.getlist(name)) > 1:
+            raise ValueError(f"parameter {name!r} is given more than once")
+    if not query.get("source"):
+        raise ValueError("give ?source=IP:PORT, and &pool=NAME where there are several")
+    headers = [parse_header(text) for text in query.getlist("header")]
+    return {**{name: query.get(name) for name in once}, "headers": headers}
 
 
 async def _reload(balancer: Operable, _request: Request) -> Response:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,10 +47,13 @@ class Client:
         self._token = token
         self._timeout = timeout
 
-    def get(self, path: str, **query: str | None) -> dict[str, Any]:
-        """The JSON at ``path``. Raises ``Refused`` for an error answer, AdminError where nobody answers."""
-        given = {key: value for key, value in query.items() if value is not None}
-        return self._ask("GET", f"{path}?{urlencode(given)}" if given else path)
+    def get(self, path: str, /, **query: str | Sequence[str] | None) -> dict[str, Any]:
+        """The JSON at ``path``; a parameter that is a list is given once for each of its items.
+
+        Raises ``Refused`` for an error answer, AdminError where nobody answers.
+        """
+        given = {key: value for key, value in query.items() if value}
+        return self._ask("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
 
     def post(self, path: str) -> dict[str, Any]:
         """POST without a body; otherwise as ``get``."""

@@ -128,15 +128,19 @@ async def _stop(balancer: Balancer, grace: float) -> None:
 def _announce(balancer: Balancer) -> None:
     bound = balancer.bound
     for listener in balancer.config.listeners:
-        pool = balancer.config.pools[listener.pool]
-        count = len(pool.backends)
-        _log.info(
-            "listening on %s → pool %s (%d %s, %s)",
-            bound[listener.name],
-            listener.pool,
-            count,
-            "backend" if count == 1 else "backends",
-            pool.policy,
-        )
+        names = dict.fromkeys(route.pool for route in listener.routes)
+        if listener.pool is not None:
+            names[listener.pool] = None
+        for name in names:
+            pool = balancer.config.pools[name]
+            count = len(pool.backends)
+            _log.info(
+                "listening on %s → pool %s (%d %s, %s)",
+                bound[listener.name],
+                name,
+                count,
+                "backend" if count == 1 else "backends",
+                pool.policy,
+            )
     if balancer.admin is not None:
         _log.info("admin interface at %s", balancer.admin)

@@ -27,6 +27,7 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
         console = make_console()
         _show_summary(console, content)
         _show_listeners(console, content["listeners"])
+        _show_requests(console, [one for one in content["listeners"] if one["mode"] == "websocket"])
         for pool in content["pools"]:
             _show_pool(console, pool)
         _show_workers(console, content["workers"])
@@ -48,7 +49,7 @@ def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None
     from rich.table import Table
 
     table = Table()
-    for column in ("name", "address", "pool"):
+    for column in ("name", "address", "pools"):
         table.add_column(column)
     for column in ("tunnels", "accepted", "refused", "in", "out"):
         table.add_column(column, justify="right")
@@ -57,12 +58,38 @@ def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None
         table.add_row(
             listener["name"],
             listener["bound"] or f"{listener['bind']} (closed)",
-            listener["pool"],
+            ", ".join(_pools(listener)),
             str(listener["active"]),
             str(listener["accepted"]),
             ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "0",
             size(listener["bytes_in"]),
             size(listener["bytes_out"]),
+        )
+    console.print(table)
+
+
+def _pools(listener: dict[str, Any]) -> list[str]:
+    """Where its connections can go, once each, in the order of its routes."""
+    routes = [route["pool"] for route in listener["routes"]]
+    return list(dict.fromkeys(routes or [listener["pool"]]))
+
+
+def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
+    """What only listeners of mode "websocket" have."""
+    from rich.table import Table
+
+    if not listeners:
+        return
+    table = Table()
+    table.add_column("name")
+    for column in ("requests", "handshakes", "messages in", "messages out", "pings", "closes"):
+        table.add_column(column, justify="right")
+    for listener in listeners:
+        counts = ("requests", "handshakes", "messages_in", "messages_out", "pings")
+        table.add_row(
+            listener["name"],
+            *(str(listener[count]) for count in counts),
+            ", ".join(f"{count} × {code}" for code, count in listener["closes"].items()) or "0",
         )
     console.print(table)
 

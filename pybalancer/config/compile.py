@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import trio
 
 from pybalancer import _core
+from pybalancer.config.routes import named
 from pybalancer.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import Config, ListenerConfig, PoolConfig
+    from pybalancer.config.model import Config, ListenerConfig, PoolConfig, RouteConfig
 
 Addresses = Mapping[tuple[str, str], str]
 """(pool, backend) to ``ip:port``, ``[ip]:port`` or ``unix:/path``."""
@@ -140,6 +141,8 @@ def _pool(
         half_closed_timeout=pool.half_closed_timeout,
         keepalive=pool.keepalive,
         user_timeout=pool.user_timeout,
+        response_timeout=pool.response_timeout,
+        body_timeout=pool.body_timeout,
         send_proxy=pool.send_proxy,
         transparent=pool.transparent,
         on_remove=pool.on_remove,
@@ -152,7 +155,8 @@ def _listener(listener: ListenerConfig) -> _core.ListenerSpec:
     return _core.ListenerSpec(
         name=listener.name,
         bind=listener.bind,
-        pool=listener.pool,
+        # One without a pool of its own has routes: the rules see to that.
+        pool=listener.pool or listener.routes[0].pool,
         backlog=listener.backlog,
         unix_mode=listener.unix_mode,
         accept_proxy=listener.accept_proxy,
@@ -166,4 +170,45 @@ def _listener(listener: ListenerConfig) -> _core.ListenerSpec:
         accept_burst=listener.accept_burst or max(1, int(rate / 10)),
         accept_queue=listener.accept_queue,
         queue_timeout=listener.queue_timeout,
+        web=_web(listener) if listener.mode == "websocket" else None,
+    )
+
+
+def _web(listener: ListenerConfig) -> _core.WebSpec:
+    rate = listener.handshakes or 0.0
+    return _core.WebSpec(
+        routes=[_route(listener, name, route) for name, route in named(listener).items()],
+        head_limit=listener.head_limit,
+        target_limit=listener.target_limit,
+        field_limit=listener.field_limit,
+        request_timeout=listener.request_timeout,
+        keepalive_timeout=listener.keepalive_timeout,
+        handshakes=rate,
+        handshakes_burst=listener.handshakes_burst or max(1, int(rate / 10)),
+        handshakes_queue=listener.handshakes_queue,
+        handshakes_wait=listener.handshakes_wait,
+    )
+
+
+def _route(listener: ListenerConfig, name: str, route: RouteConfig) -> _core.RouteSpec:
+    max_message = listener.max_message if route.max_message is None else route.max_message
+    return _core.RouteSpec(
+        name=name,
+        pool=route.pool,
+        path=route.path,
+        host=route.host,
+        headers=list(route.header.items()),
+        cookies=list(route.cookie.items()),
+        query=list(route.query.items()),
+        key=route.key,
+        strip_prefix=route.strip_prefix,
+        origins=route.origins,
+        request_set=list(route.request_headers.set.items()),
+        request_remove=route.request_headers.remove,
+        response_set=list(route.response_headers.set.items()),
+        response_remove=route.response_headers.remove,
+        max_message=max_message,
+        ping=listener.ping if route.ping is None else route.ping,
+        ping_timeout=listener.ping_timeout,
+        close_timeout=listener.close_timeout,
     )

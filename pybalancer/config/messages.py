@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, get_args
@@ -51,12 +52,65 @@ FOREIGN: Final[Mapping[str, str]] = {
     "port": 'addresses have their port: bind = ":8080"',
     "host": 'addresses are one text: address = "host:port"',
     "url": 'addresses are address = "host:port"',
-    "routes": 'routes need mode = "websocket", which this version does not have',
+    "route": "routes are [[listeners.routes]]",
+    "routes": "routes are [[listeners.routes]]",
+    "rules": "routes are [[listeners.routes]]",
+    "location": "routes are [[listeners.routes]]",
+    "locations": "routes are [[listeners.routes]]",
+    "acl": "conditions are path, host, header, cookie and query of [[listeners.routes]]",
+    "server_name": "host of [[listeners.routes]]",
+    "hosts": "a route has one host; *.example.com is every name below it",
+    "prefix": 'path = "/prefix/*" of [[listeners.routes]]',
+    "path_prefix": 'path = "/prefix/*" of [[listeners.routes]]',
+    "rewrite": "strip_prefix of a route is all the rewriting there is",
+    "use_backend": "pool of [[listeners.routes]]",
+    "default_backend": "pool of the listener",
+    "proxy_pass": "pool of the listener, or of its [[listeners.routes]]",
+    "proxy_set_header": "request_headers of [[listeners.routes]]",
+    "add_header": "response_headers of [[listeners.routes]]",
+    "allowed_origins": "origins of [[listeners.routes]]",
+    "ip_hash": 'key = "source-ip" of the pool',
+    "session_affinity": 'key = "sticky" of the pool',
+    "sticky": 'key = "sticky" of the pool',
+    "stick": 'key = "sticky" of the pool',
+    "limit_req": "handshakes of the listener, or its accept_rate for connections of all kinds",
+    "rate_limit": "handshakes of the listener, or its accept_rate for connections of all kinds",
+    "ping_interval": "ping of the listener",
+    "heartbeat": "ping of the listener",
+    "max_frame_size": "max_message of the listener",
+    "max_message_size": "max_message of the listener",
+    "max_payload": "max_message of the listener",
+    "client_header_timeout": "request_timeout of the listener",
+    "http-request": "conditions and changes are those of [[listeners.routes]]",
+    "large_client_header_buffers": "head_limit of the listener",
+    "client_max_body_size": "bodies are passed on while they come, so there is no limit to them",
+    "proxy_read_timeout": "response_timeout and body_timeout of the pool, for tunnels its idle_timeout",
+    "websocket": 'mode = "websocket" of the listener',
     "drain": "draining is not in this version",
     "tls": "TLS is not in this version: put it in front, with send_proxy",
     "ssl": "TLS is not in this version: put it in front, with send_proxy",
 }
 """Words of nginx, HAProxy and others, and where ours are."""
+
+THERE: Final[Mapping[type[BaseModel], Mapping[str, str]]] = {
+    model.ListenerConfig: {
+        "host": 'the address is bind = ":8080"; what a request names is host of [[listeners.routes]]',
+    },
+    model.RouteConfig: {
+        "backend": "pool: routes lead to pools, of one backend if need be",
+        "headers": "conditions are header; changes are request_headers and response_headers",
+        "cookies": "conditions are cookie",
+        "method": "routes do not look at the method",
+        "methods": "routes do not look at the method",
+    },
+    model.PoolConfig: {
+        "cookie": 'key = "cookie:NAME" for one of the application, key = "sticky" for one of the balancer',
+    },
+}
+"""Words that mean something else in one section."""
+
+_KEYS: Final = ("source", "source-ip", "path", "host", "sticky", "header", "cookie", "query")
+"""Words that a ``key`` begins with; the last three have a name behind them."""
 
 
 def findings(error: ValidationError) -> Iterator[Finding]:
@@ -102,10 +156,22 @@ def _translate(detail: Any, *, hint: bool) -> Finding:
         choice = f"one of {', '.join(known)}" if len(known) > 1 else known[0]
         return path, f"must be {choice}", close
     if kind == "value_error":
-        return path, str(context["error"]), None
+        given = detail["input"]
+        asked = hint and path[-1:] == ("key",) and isinstance(given, str)
+        return path, str(context["error"]), _meant_key(given) if asked else None
     if bounds := [f"{_BOUNDS[key]} {value}" for key, value in context.items() if key in _BOUNDS]:
         return path, f"must be {' and '.join(bounds)}", None
     return path, _PLAIN.get(kind, detail["msg"][:1].lower() + detail["msg"][1:]), None
+
+
+def _meant_key(given: str) -> str | None:
+    """A suggestion for what is no ``key``."""
+    word, _, name = given.partition(":")
+    close = difflib.get_close_matches(word.lower(), _KEYS, 1, 0.6)
+    if not close:
+        return None
+    key = f"{close[0]}:{name or 'NAME'}" if close[0] in _KEYS[-3:] else close[0]
+    return f'did you mean "{key}"?' if key != given and key.isprintable() else None
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -136,9 +202,11 @@ def _suggest(path: Path) -> str | None:
         # The keys of a table of tables are names.
         skip = getattr(annotation, "__origin__", None) is dict
         here = section
-    if key in FOREIGN:
-        return FOREIGN[key]
-    for section, title in _SECTIONS.items():
+    if word := THERE.get(here, {}).get(key) or FOREIGN.get(key):
+        return word
+    # Rather one of the sections in here than any other.
+    inner = {_section(field.annotation) for field in here.model_fields.values()}
+    for section, title in sorted(_SECTIONS.items(), key=lambda item: item[0] not in inner):
         if key in section.model_fields:
             return f"it belongs into {title}"
     return meant(key, list(here.model_fields))
@@ -151,4 +219,6 @@ _SECTIONS: Final[Mapping[type[BaseModel], str]] = {
     model.PoolConfig: "[pools.NAME]",
     model.BackendConfig: "[[pools.NAME.backends]]",
     model.HealthConfig: "[pools.NAME.health]",
+    model.RouteConfig: "[[listeners.routes]]",
+    model.FieldsConfig: "request_headers or response_headers of [[listeners.routes]]",
 }

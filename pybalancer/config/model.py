@@ -14,38 +14,39 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pybalancer.config.values import (
     Admin,
     Bind,
+    CookieName,
     Duration,
+    FieldName,
     FieldValue,
     File,
+    HostPattern,
+    Key,
     Mode,
     Name,
     Network,
     Number,
     Origin,
+    Path,
+    Prefix,
+    QueryName,
     Rate,
     Source,
     Statuses,
     Target,
     Truth,
+    WantedCookie,
+    WantedField,
+    WantedParameter,
     Whole,
 )
 from pybalancer.errors import Problem
 
-LATER_KEYS: Final = ("path", "host", "header:", "cookie:", "query:")
-"""Keys that need the handshake, which mode "tcp" does not read."""
-
-LATER_MODES: Final = ("websocket", "directory", "packet")
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(LATER_KEYS):
-        raise ValueError(f'key {value!r} needs mode = "websocket"; mode "tcp" has "source" and "source-ip"')
-    return value
+LATER_MODES: Final = ("directory", "packet")
 
 
 def _mode(value: Any) -> Any:
     if value in LATER_MODES:
-        raise ValueError(f'mode {value!r} is not in this version; it has "tcp"')
+        raise ValueError(f'mode {value!r} is not in this version; it has "tcp" and "websocket"')
     return value
 
 
@@ -114,6 +115,69 @@ class LogConfig(Section):
     connections: Truth = Field(True, description="One record per connection, when it ends.")
 
 
+class FieldsConfig(Section):
+    """Changes to header fields, except those that frame a message or belong to the handshake."""
+
+    set: dict[FieldName, FieldValue] = Field(
+        default_factory=dict,
+        description="Fields to set, in place of those of the same name.",
+        examples=[{"X-Tier": "gold"}],
+    )
+    remove: tuple[FieldName, ...] = Field((), description="Fields to remove.", examples=[["X-Debug"]])
+
+
+class RouteConfig(Section):
+    """Requests that match go to a pool. First match wins; everything that is given must match."""
+
+    name: Name | None = Field(
+        None, description="For logs and `explain`. By default its path, or `route` and its number."
+    )
+    path: Path | None = Field(
+        None,
+        description="Path, without the query: `{name}` is one segment that is not empty, `*` one segment, a "
+        "last `*` all that follows, also nothing.",
+        examples=["/rooms/*"],
+    )
+    host: HostPattern | None = Field(
+        None,
+        description="Host name, with any port unless one is given; `*.example.com` is every name below it.",
+        examples=["chat.example.com"],
+    )
+    header: dict[FieldName, WantedField] = Field(
+        default_factory=dict,
+        description="Header fields that it has: with exactly this value, or with `true` whatever it is.",
+        examples=[{"X-Beta": True}],
+    )
+    cookie: dict[CookieName, WantedCookie] = Field(default_factory=dict, description="Cookies, likewise.")
+    query: dict[QueryName, WantedParameter] = Field(
+        default_factory=dict, description="Query parameters, decoded, likewise."
+    )
+    pool: str = Field(description="The pool that they go to.")
+    key: Key | None = Field(None, description="What is hashed, where it is not the pool's own `key`.")
+    strip_prefix: Prefix | None = Field(
+        None,
+        description="Taken off the beginning of the path, at the end of a segment, where it is there.",
+        examples=["/chat"],
+    )
+    origins: tuple[Origin, ...] = Field(
+        (),
+        description="Origins (`https://host`) of pages that may open WebSockets; others get 403. Empty: all. "
+        "Clients that send no Origin are no browsers and are let through.",
+    )
+    request_headers: FieldsConfig = Field(
+        default=FieldsConfig(), description="Changes to requests on their way to the backend."
+    )
+    response_headers: FieldsConfig = Field(
+        default=FieldsConfig(), description="Changes to responses on their way to the client."
+    )
+    max_message: Annotated[Whole, Field(ge=0, le=2**32 - 1)] | None = Field(
+        None, description="As on the listener, for this route. By default the listener's."
+    )
+    ping: Duration | None = Field(
+        None, description="As on the listener, for this route. By default the listener's."
+    )
+
+
 class ListenerConfig(Section):
     """An address that clients connect to."""
 
@@ -123,10 +187,68 @@ class ListenerConfig(Section):
         "`unix:/path`.",
         examples=["0.0.0.0:8080"],
     )
-    mode: Annotated[Literal["tcp"], BeforeValidator(_mode)] = Field(
-        "tcp", description="`tcp`: relay the bytes of each connection to a backend, whatever they mean."
+    mode: Annotated[Literal["tcp", "websocket"], BeforeValidator(_mode)] = Field(
+        "tcp",
+        description="`tcp`: relay the bytes of each connection to a backend, whatever they mean. "
+        "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP.",
     )
-    pool: str = Field(description="The pool that its connections go to.")
+    pool: str | None = Field(
+        None,
+        description="The pool that its connections go to; in mode `websocket` those that no route matches "
+        "(without it they get 404).",
+    )
+    routes: tuple[RouteConfig, ...] = Field(
+        (), description="In mode `websocket`: which requests go where. First match wins."
+    )
+    handshakes: Rate | None = Field(
+        None,
+        description="In mode `websocket`: WebSocket handshakes per time that reach the backends. What does "
+        "not fit waits a little, then gets 503 with Retry-After. Tunnels that stand are not slowed, nor are "
+        "other requests.",
+        examples=["2000/s"],
+    )
+    handshakes_burst: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="How many of them may come at once. Default: 0.1 s worth, at least 1."
+    )
+    handshakes_queue: Annotated[Whole, Field(ge=0, le=10_000_000)] = Field(
+        1024, description="How many may wait for `handshakes`; more get 503 at once."
+    )
+    handshakes_wait: Duration = Field(1.0, description="How long one may wait there before it gets 503.")
+    max_message: Annotated[Whole, Field(ge=0, le=2**32 - 1)] = Field(
+        0,
+        description="In mode `websocket`: bytes of a message at most, as they are on the wire; a larger one "
+        "ends the WebSocket with Close 1009. 0: no limit.",
+    )
+    ping: Duration = Field(
+        0.0,
+        description="In mode `websocket`: ping the client of a WebSocket that has been quiet for this time; "
+        "0: never.",
+        examples=["30s"],
+    )
+    ping_timeout: Annotated[Duration, Field(ge=0.01)] = Field(
+        20.0, description="How long it may stay quiet after that before it is given up."
+    )
+    close_timeout: Annotated[Duration, Field(ge=0.01)] = Field(
+        5.0, description="In mode `websocket`: how long peers may take to answer a Close of ours."
+    )
+    request_timeout: Duration = Field(
+        10.0, description="In mode `websocket`: for a whole request head (408 after that); 0: any time."
+    )
+    keepalive_timeout: Duration = Field(
+        60.0,
+        description="In mode `websocket`: how long a connection may wait for its next request; 0: any time.",
+    )
+    head_limit: Annotated[Whole, Field(ge=512, le=1 << 20)] = Field(
+        16384,
+        description="In mode `websocket`: bytes of a head at most. A longer request gets 431, one with a "
+        "longer response 502.",
+    )
+    target_limit: Annotated[Whole, Field(ge=64, le=1 << 20)] = Field(
+        8192, description="In mode `websocket`: bytes of a request's target at most; a longer one gets 414."
+    )
+    field_limit: Annotated[Whole, Field(ge=1, le=256)] = Field(
+        100, description="In mode `websocket`: fields of a head at most, else as with `head_limit`."
+    )
     backlog: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
         4096, description="Connections that wait in the kernel to be accepted (see `net.core.somaxconn`)."
     )
@@ -138,11 +260,15 @@ class ListenerConfig(Section):
         "close", description="What to do with a front proxy's own connections (PROXY LOCAL)."
     )
     trusted: tuple[Network, ...] = Field(
-        (), description="Networks whose PROXY headers are believed. Others are served as plain clients."
+        (),
+        description="Networks of front proxies: their PROXY headers are believed, and in mode `websocket` "
+        "their Forwarded, X-Forwarded-* and X-Request-Id. Of others these fields are dropped.",
     )
     proxy_timeout: Duration = Field(3.0, description="How long the PROXY header may take.")
     refuse_unexpected_proxy: Truth = Field(
-        True, description="Refuse a client that begins with a PROXY header where none is expected."
+        True,
+        description="Refuse a client that begins with a PROXY header where none is expected. In mode "
+        "`websocket` that is no request and gets 400 in any case.",
     )
     max_connections: Annotated[Whole, Field(ge=0, le=2**31)] = Field(
         0, description="Live connections at most; more are refused at once. 0: no limit."
@@ -204,7 +330,7 @@ class HealthConfig(Section):
         0.2, description="Share of the interval by which probes vary, so that they do not come in step."
     )
     expect: Statuses = Field(((200, 399),), description="Statuses that count as healthy, for http.")
-    headers: dict[Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")], FieldValue] = Field(
+    headers: dict[FieldName, FieldValue] = Field(
         default_factory=dict, description="More headers for http and websocket."
     )
 
@@ -217,8 +343,12 @@ class PoolConfig(Section):
         description="`maglev`: by hash of the key, alike on every balancer. `least-connections`: fewest "
         "live tunnels by weight. `round-robin`: in turn. `random-two`: the emptier of two drawn at random.",
     )
-    key: Annotated[Literal["source", "source-ip"], BeforeValidator(_key)] = Field(
-        "source", description="What is hashed: `source` (address and port) or `source-ip` (address alone)."
+    key: Key = Field(
+        "source",
+        description="What is hashed: `source` (address and port), `source-ip` (address alone); in mode "
+        "`websocket` also `path`, `host`, `header:NAME`, `cookie:NAME`, `query:NAME`, and `sticky`: a signed "
+        "cookie that the balancer sets and that binds a client to its backend, for long-polling. Of a "
+        "request without it the source counts.",
     )
     table_size: Annotated[Whole, Field(ge=16381, le=655373)] = Field(
         65537, description="Slots of the Maglev table, a prime; at least 100 times the backends."
@@ -248,10 +378,18 @@ class PoolConfig(Section):
         description="How long sent bytes may stay unacknowledged, or a peer refuse to read, before the "
         "connection is dead (TCP_USER_TIMEOUT); 0: the kernel's own.",
     )
+    response_timeout: Duration = Field(
+        60.0,
+        description="In mode `websocket`: from a request to the head of its response (504 after that); "
+        "0: any time.",
+    )
+    body_timeout: Duration = Field(
+        60.0, description="In mode `websocket`: how long a body may stand still; 0: any time."
+    )
     send_proxy: Literal["v1", "v2"] | None = Field(
         None,
-        description="Begin each connection to a backend with a PROXY protocol header; health checks say in it "
-        "that they are the balancer's own.",
+        description="Begin each connection to a backend with a PROXY protocol header; health checks say "
+        "in it that they are the balancer's own.",
     )
     transparent: Truth = Field(
         False,

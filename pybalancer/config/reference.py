@@ -18,6 +18,8 @@ _SECTIONS: Final = (
     ("[balancer]", model.BalancerConfig),
     ("[log]", model.LogConfig),
     ("[[listeners]]", model.ListenerConfig),
+    ("[[listeners.routes]]", model.RouteConfig),
+    ("[listeners.routes.request_headers], [listeners.routes.response_headers]", model.FieldsConfig),
     ("[pools.NAME]", model.PoolConfig),
     ("[[pools.NAME.backends]]", model.BackendConfig),
     ("[pools.NAME.health]", model.HealthConfig),
@@ -61,14 +63,15 @@ def _lines() -> Iterator[str]:
         for name, field in section.model_fields.items():
             if _holds_section(field.annotation):
                 continue
+            kind = _type(section, name)
             required = (
                 "**required**"
                 if field.is_required()
-                else _default(field.get_default(call_default_factory=True), name)
+                else _default(field.get_default(call_default_factory=True), name, kind)
             )
             example = f" For example `{_literal(field.examples[0])}`." if field.examples else ""
             text = f"{field.description or ''}{example}".replace("|", "\\|")
-            yield f"| `{name}` | {_type(section, name)} | {required} | {text} |"
+            yield f"| `{name}` | {kind} | {required} | {text} |"
 
 
 def _holds_section(annotation: Any) -> bool:
@@ -116,31 +119,31 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _default(value: Any, name: str) -> str:
-    return "unset" if value is None else f"`{_written(value, name)}`"
+def _default(value: Any, name: str, kind: str) -> str:
+    return "unset" if value is None else f"`{_written(value, name, kind)}`"
 
 
-def _written(value: Any, name: str) -> str:
+def _written(value: Any, name: str, kind: str) -> str:
     if name == "unix_mode":
         return f'"{value:04o}"'
     if name == "expect":
         return '"200-399"'
-    return _literal(
-        value, duration=name.endswith(("timeout", "interval", "grace", "keepalive", "slow_start"))
-    )
+    if kind == "time":
+        return f'"{value:g}s"' if value else '"0"'
+    return _literal(value)
 
 
-def _literal(value: Any, *, duration: bool = False) -> str:
+def _literal(value: Any) -> str:
+    """As TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if duration and isinstance(value, float):
-        return f'"{value:g}s"' if value else '"0"'
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{}"
+        items = [f"{_literal(key)} = {_literal(item)}" for key, item in value.items()]
+        return f"{{ {', '.join(items)} }}" if items else "{}"
     return str(value)
 
 

@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
+from pybalancer.config import routes
 from pybalancer.config.model import Config, ListenerConfig, PoolConfig
 from pybalancer.config.positions import Path
 
@@ -72,15 +73,59 @@ def _listeners(config: Config) -> Iterator[Finding]:
         if not listener.bind.endswith(":0") and by_bind.setdefault(listener.bind, index) != index:
             other = config.listeners[by_bind[listener.bind]].name
             yield (*here, "bind"), f"listener {other!r} binds {listener.bind} already", None
-        if listener.pool not in config.pools:
-            pools = list(config.pools)
-            hint = meant(listener.pool, pools) or f"add [{path_text(('pools', listener.pool))}]"
-            yield (*here, "pool"), f"there is no pool {listener.pool!r}", hint
+        yield from _leads(here, listener, config)
         yield from _proxy(here, listener)
 
 
+ONLY_WEBSOCKET: Final = (
+    "routes",
+    "handshakes",
+    "handshakes_burst",
+    "handshakes_queue",
+    "handshakes_wait",
+    "max_message",
+    "ping",
+    "ping_timeout",
+    "close_timeout",
+    "request_timeout",
+    "keepalive_timeout",
+    "head_limit",
+    "target_limit",
+    "field_limit",
+)
+"""Keys of a listener that mean something only where requests are read."""
+
+
+def _leads(here: Path, listener: ListenerConfig, config: Config) -> Iterator[Finding]:
+    """Where its connections go."""
+    named = [((*here, "pool"), listener.pool)] if listener.pool is not None else []
+    named += [((*here, "routes", index, "pool"), route.pool) for index, route in enumerate(listener.routes)]
+    for place, pool in named:
+        if pool not in config.pools:
+            hint = meant(pool, list(config.pools)) or f"add [{path_text(('pools', pool))}]"
+            yield place, f"there is no pool {pool!r}", hint
+    if listener.mode == "tcp":
+        for key in ONLY_WEBSOCKET:
+            if key in listener.model_fields_set:
+                yield (*here, key), 'means nothing in mode "tcp"', 'set mode = "websocket"'
+        if listener.pool is None and not listener.routes:
+            yield (*here, "pool"), "is missing", None
+        pool_config = config.pools.get(listener.pool or "")
+        if pool_config is not None and pool_config.key.startswith(routes.REQUEST_KEYS):
+            why = f'its pool hashes {pool_config.key!r}, which mode "tcp" does not read'
+            yield (*here, "pool"), why, 'set mode = "websocket", or key = "source" in the pool'
+        return
+    if not named:
+        hint = "add pool, or [[listeners.routes]] with path and pool"
+        yield (*here, "pool"), "is missing, and there are no routes: requests would lead nowhere", hint
+    if "target_limit" in listener.model_fields_set and listener.target_limit > listener.head_limit:
+        why = f"is more than head_limit, of which it is a part ({listener.head_limit})"
+        yield (*here, "target_limit"), why, None
+    yield from routes.mistakes(here, listener)
+
+
 def _proxy(here: Path, listener: ListenerConfig) -> Iterator[Finding]:
-    if listener.trusted and listener.accept_proxy is None:
+    if listener.trusted and listener.accept_proxy is None and listener.mode == "tcp":
         yield (*here, "trusted"), "means nothing without accept_proxy", 'add accept_proxy = "any"'
     if listener.accept_proxy and not listener.trusted and not listener.bind.startswith("unix:"):
         hint = 'add trusted = ["10.0.0.0/8"], the networks of your proxies'
@@ -128,11 +173,18 @@ def _family(address: str) -> int | None:
 
 def doubts(config: Config) -> Iterator[Finding]:
     """What works and is probably not meant."""
-    used = {listener.pool for listener in config.listeners}
+    used: set[str | None] = set()
+    read: set[str | None] = set()
+    for index, listener in enumerate(config.listeners):
+        yield from routes.doubts(("listeners", index), listener, config)
+        pools = {listener.pool, *(route.pool for route in listener.routes)}
+        used |= pools
+        read |= pools if listener.mode == "websocket" else set()
     for name, pool in config.pools.items():
         here: Path = ("pools", name)
         if name not in used:
             yield here, "no listener uses this pool", None
+        yield from routes.pool_doubts(here, pool, reads=name in read)
         if pool.backends and not any(backend.weight for backend in pool.backends):
             yield here, "all backends have weight 0: nobody will be served", None
         if len(pool.backends) * 100 > pool.table_size:

@@ -200,6 +200,108 @@ def field_value(value: Any) -> str:
     return value
 
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def field_name(value: Any) -> str:
+    """The name of a header: a token (RFC 9110 section 5.6.2)."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a header: letters, digits and hyphens")
+    return value
+
+
+def cookie_name(value: Any) -> str:
+    """The name of a cookie: a token too (RFC 6265 section 4.1.1)."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a cookie: letters, digits, hyphens and underscores")
+    return value
+
+
+def query_name(value: Any) -> str:
+    """The name of a query parameter, decoded."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"{value!r} is not the name of a query parameter")
+    return value
+
+
+def _wanted(value: Any) -> str | None:
+    """What a route asks of a value: exactly this text, or with ``true`` that there is one."""
+    if value is not True and not isinstance(value, str):
+        raise ValueError("is the text that it must be, or true for any")
+    return None if value is True else value
+
+
+def wanted_field(value: Any) -> str | None:
+    """Of a header."""
+    text = _wanted(value)
+    return text if text is None else field_value(text)
+
+
+def wanted_cookie(value: Any) -> str | None:
+    """Of a cookie: as it is sent, quotes and all."""
+    text = _wanted(value)
+    if text is not None and (not _FIELD_VALUE.fullmatch(text) or ";" in text):
+        raise ValueError(
+            "the value of a cookie is ASCII text without semicolons and without spaces around it"
+        )
+    return text
+
+
+def wanted_parameter(value: Any) -> str | None:
+    """Of a query parameter: decoded, so it may be any text that UTF-8 can hold."""
+    text = _wanted(value)
+    if text is not None and text.encode("utf-8", "replace").decode() != text:
+        raise ValueError("the value of a query parameter is text that UTF-8 can hold")
+    return text
+
+
+def key(value: Any) -> str:
+    """What is hashed. The words are the core's; it reads them too."""
+    from pybalancer import _core
+
+    if not isinstance(value, str):
+        raise ValueError('a key is text such as "source"')
+    if not value.isprintable():
+        raise ValueError(f"a key has printable characters only, {value!r} has others")
+    _core.check_key(value)
+    return value
+
+
+def path(value: Any) -> str:
+    """A route's path. What it may be is the core's to say."""
+    from pybalancer import _core
+
+    if not isinstance(value, str):
+        raise ValueError('a path is text such as "/rooms/*"')
+    _core.check_path(value)
+    return value
+
+
+def prefix(value: Any) -> str:
+    """What is taken off the beginning of paths: a path without anything that stands for something else."""
+    if not isinstance(value, str):
+        raise ValueError('a prefix is text such as "/chat"')
+    text = path(value)
+    if "*" in text or "{" in text:
+        bare = re.split(r"/[*{]", text)[0] or "/"
+        raise ValueError(f'{text!r} is taken off as it stands here: write "{bare}"')
+    return text
+
+
+def host_pattern(value: Any) -> str:
+    """A route's host."""
+    from pybalancer import _core
+
+    if not isinstance(value, str):
+        raise ValueError('a host is text such as "chat.example.com"')
+    if "://" in value:
+        raise ValueError(f"{value!r} is a URL; a host is only its name")
+    if value == "*":
+        raise ValueError("every host is what a route without host matches")
+    _core.check_host(value)
+    return value
+
+
 def name(value: Any) -> str:
     """Names are labels in metrics and fixed-size fields in shared memory: 1 to 63 bytes."""
     if not isinstance(value, str):
@@ -258,6 +360,24 @@ Source = Annotated[str, BeforeValidator(source), WithJsonSchema({"type": "string
 Admin = Annotated[str, BeforeValidator(admin), WithJsonSchema({"type": "string"})]
 File = Annotated[str, BeforeValidator(file), WithJsonSchema({"type": "string", "minLength": 1})]
 Origin = Annotated[str, BeforeValidator(origin), _written(f"^{_ORIGIN.pattern}$", "https://ops.example.com")]
+FieldName = Annotated[str, BeforeValidator(field_name), _written(f"^{_TOKEN.pattern}$", "X-User")]
+CookieName = Annotated[str, BeforeValidator(cookie_name), _written(f"^{_TOKEN.pattern}$", "user")]
+QueryName = Annotated[str, BeforeValidator(query_name), WithJsonSchema({"type": "string", "minLength": 1})]
+# `true` for any value, never `false`: a route cannot ask that something is not there.
+_TEXT_OR_TRUE: Final = {"anyOf": [{"type": "string"}, {"const": True}]}
+WantedField = Annotated[str | None, BeforeValidator(wanted_field), WithJsonSchema(_TEXT_OR_TRUE)]
+WantedCookie = Annotated[str | None, BeforeValidator(wanted_cookie), WithJsonSchema(_TEXT_OR_TRUE)]
+WantedParameter = Annotated[str | None, BeforeValidator(wanted_parameter), WithJsonSchema(_TEXT_OR_TRUE)]
+Key = Annotated[
+    str,
+    BeforeValidator(key),
+    _written(r"^(source|source-ip|path|host|sticky|(header|cookie|query):.+)$", "source"),
+]
+Path = Annotated[str, BeforeValidator(path), _written(r"^/", "/rooms/*")]
+Prefix = Annotated[str, BeforeValidator(prefix), _written(r"^/[^*{]*$", "/chat")]
+HostPattern = Annotated[
+    str, BeforeValidator(host_pattern), WithJsonSchema({"type": "string", "examples": ["*.example.com"]})
+]
 FieldValue = Annotated[str, BeforeValidator(field_value), WithJsonSchema({"type": "string"})]
 Name = Annotated[
     str, BeforeValidator(name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 63})

@@ -15,7 +15,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pybalancer import _core
-from pybalancer.stats.reader import Entry, Stats
+from pybalancer.stats.reader import CLOSES, Entry, Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what ``render`` returns."""
@@ -48,10 +48,15 @@ _WORKER_GAUGES = (
 )
 _LISTENER_COUNTERS = (
     ("connections_accepted", "accepted", "Connections accepted"),
-    ("connections_queued", "queued", "Connections that had to wait for accept_rate"),
+    ("connections_queued", "queued", "Connections and handshakes that had to wait for their turn"),
     ("tunnels_opened", "opened", "Tunnels established"),
     ("received_bytes", "bytes_in", "Bytes from clients"),
     ("sent_bytes", "bytes_out", "Bytes to clients"),
+    ("requests", "requests", "Plain HTTP requests that were routed"),
+    ("handshakes", "handshakes", "WebSocket handshakes that were routed"),
+    ("messages_received", "messages_in", "WebSocket messages of clients, counted when a tunnel ends"),
+    ("messages_sent", "messages_out", "WebSocket messages of backends, likewise"),
+    ("pings", "pings", "Pings sent to quiet clients"),
 )
 _REFUSALS = (
     ("full", "refused_full"),
@@ -59,6 +64,7 @@ _REFUSALS = (
     ("rate", "refused_rate"),
     ("proxy", "refused_proxy"),
     ("no-backend", "refused_no_backend"),
+    ("request", "refused_request"),
 )
 _BACKEND_COUNTERS = (
     ("connects", "connects", "Attempts to connect"),
@@ -66,6 +72,7 @@ _BACKEND_COUNTERS = (
     ("ports_exhausted", "ports_exhausted", "Attempts that found no free outgoing port"),
     ("tunnels_opened", "opened", "Tunnels established"),
     ("resets", "resets", "Tunnels that the backend ended with an error"),
+    ("bad_answers", "bad_answers", "Responses that were none, or did not come at all"),
     ("fallbacks", "fallbacks", "Tunnels that came here because an earlier choice could not take them"),
     ("received_bytes", "bytes_to_client", "Bytes from the backend"),
     ("sent_bytes", "bytes_to_backend", "Bytes to the backend"),
@@ -135,6 +142,12 @@ class StatsCollector(Collector):
         for listener, values in counters.items():
             for reason, field in _REFUSALS:
                 _add(family, [listener, reason], getattr(values, field))
+        yield family
+        text = "WebSockets that ended, by the code of their Close"
+        family = CounterMetricFamily("pybalancer_listener_closes", text, labels=["listener", "code"])
+        for listener, values in counters.items():
+            for code, count in zip(CLOSES, values.closes, strict=True):
+                _add(family, [listener, code], count)
         yield family
         active = dict.fromkeys(newest, 0)
         for entry in entries:

@@ -12,7 +12,7 @@
  * engine itself picks by.
  */
 #define PB_MAGIC 0x3153544154534250ULL /* "PBSTATS1", little-endian */
-#define PB_VERSION 1
+#define PB_VERSION 2
 #define PB_FREE 0
 #define PB_LISTENER 1
 #define PB_BACKEND 2
@@ -75,11 +75,18 @@ typedef struct {
     uint64_t refused_rate;       /* accept_rate, and its queue full or too slow */
     uint64_t refused_proxy;      /* PROXY header missing, malformed, late, untrusted or unexpected */
     uint64_t refused_no_backend; /* no backend is up, all refused, or out of ports */
-    uint64_t queued;             /* had to wait for accept_rate */
+    uint64_t queued;             /* had to wait for accept_rate or handshakes */
     uint64_t bytes_in;           /* from clients */
     uint64_t bytes_out;          /* to clients */
-    uint64_t reserved[5];
-} pb_listener; /* 128 bytes */
+    uint64_t requests;           /* plain HTTP requests that were routed */
+    uint64_t handshakes;         /* WebSocket handshakes that were routed */
+    uint64_t refused_request;    /* answered with 4xx by the balancer itself */
+    uint64_t messages_in;        /* WebSocket messages of clients, counted when a tunnel ends */
+    uint64_t messages_out;       /* of backends */
+    uint64_t pings;              /* sent to quiet clients */
+    uint64_t closes[20];         /* ended WebSockets by code: 1000 to 1015, 3xxx, 4xxx, others, none */
+    uint64_t reserved[3];
+} pb_listener; /* 320 bytes */
 
 typedef struct {
     uint64_t connects;          /* attempts */
@@ -92,5 +99,6 @@ typedef struct {
     uint64_t bytes_to_client;
     uint64_t connect_ns;        /* time spent in successful connects, summed */
     uint64_t fallbacks;         /* tunnels that came here because an earlier choice could not take them */
-    uint64_t reserved[6];
+    uint64_t bad_answers;       /* responses that were none, or none at all (502) */
+    uint64_t reserved[5];
 } pb_backend; /* 128 bytes */

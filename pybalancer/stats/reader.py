@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from pybalancer.errors import PybalancerError
 from pybalancer.stats._ffi import ffi
@@ -25,6 +25,8 @@ _KINDS: dict[int, Literal["listener", "backend"]] = {
     ffi.integer_const("PB_LISTENER"): "listener",
     ffi.integer_const("PB_BACKEND"): "backend",
 }
+CLOSES: Final = (*(str(code) for code in range(1000, 1016)), "3xxx", "4xxx", "other", "none")
+"""What ``Listener.closes`` counts: codes of RFC 6455 section 7.4; "none" ended without a Close."""
 _HEADER_SIZE: int = ffi.sizeof("pb_header")
 
 
@@ -87,6 +89,14 @@ class Listener:
     queued: int
     bytes_in: int
     bytes_out: int
+    requests: int
+    handshakes: int
+    refused_request: int
+    messages_in: int
+    messages_out: int
+    pings: int
+    closes: tuple[int, ...]
+    """Ended WebSockets by the code of their Close, in the order of ``CLOSES``."""
 
     @property
     def refused(self) -> int:
@@ -97,6 +107,7 @@ class Listener:
             + self.refused_rate
             + self.refused_proxy
             + self.refused_no_backend
+            + self.refused_request
         )
 
 
@@ -114,6 +125,7 @@ class Backend:
     bytes_to_client: int
     connect_ns: int
     fallbacks: int
+    bad_answers: int
 
 
 _Counters = TypeVar("_Counters", Worker, Listener, Backend)
@@ -294,7 +306,13 @@ def _view(struct: str, memory: mmap.mmap, offset: int, count: int | None = None)
 
 
 def _sum(kind: type[_Counters], slots: list[Any]) -> _Counters:
-    return kind(**{field.name: sum(getattr(slot, field.name) for slot in slots) for field in fields(kind)})
+    def total(name: str) -> Any:
+        values = [getattr(slot, name) for slot in slots]
+        if name == "closes":
+            return tuple(map(sum, zip(*values, strict=True))) if values else (0,) * len(CLOSES)
+        return sum(values)
+
+    return kind(**{field.name: total(field.name) for field in fields(kind)})
 
 
 def _text(array: Any) -> str:

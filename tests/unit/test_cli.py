@@ -95,6 +95,9 @@ def test_every_command_explains_itself(environment: dict[str, str], command: str
         (("serve", "--listen", ":1", "--to", "a:1", "--max-connections", "-1"), "--max-connections"),
         (("check",), "check what?"),
         (("explain",), "SOURCE"),
+        (("explain", "--header", "X-User 5", "192.0.2.1:7"), "write it as in --header 'X-User: 5'"),
+        (("explain", "--cookie", "user", "192.0.2.1:7"), "write it as in --cookie 'user=5'"),
+        (("explain", "--pth", "/", "192.0.2.1:7"), "Did you mean --path?"),
         (("demo", "--for", "soon"), "--for: 'soon' is not a time"),
         (("demo", "--backends", "0"), "--backends goes from 1"),
         (("table", "x.toml", "--admin", "y"), "either a file, or --admin"),
@@ -107,6 +110,13 @@ def test_usage_errors_exit_with_2_and_suggest(
     assert result.returncode == 2, result.stderr
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_explain_shows_how_to_ask_for_a_request(environment: dict[str, str]) -> None:
+    text = " ".join(run(environment, "explain", "--help").stdout.split())
+    assert "explain --host chat.example.com --path '/rooms/7?v=2' 203.0.113.7:51234" in text
+    for option in ("--listener", "--host", "--path", "--header", "--cookie", "--pool"):
+        assert option in text
 
 
 def test_version(environment: dict[str, str]) -> None:
@@ -147,6 +157,17 @@ def test_check_wants_the_secret_file_private(environment: dict[str, str], good: 
 def test_check_prints_schema_and_reference(environment: dict[str, str]) -> None:
     assert "properties" in json.loads(run(environment, "check", "--schema").stdout)
     assert run(environment, "check", "--reference").stdout.startswith("# ")
+
+
+def test_check_and_table_know_mode_websocket(environment: dict[str, str], tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "config" / "valid" / "websocket-routes.toml"
+    result = run(environment, "check", file)
+    assert (result.returncode, result.stdout) == (0, f"{file}: fine: 1 listener, 1 pool, 1 backend\n")
+    assert run(environment, "table", file, "--digest").stdout.endswith("  chat\n")
+    doubtful = file.with_name("doubtful-routes.toml")
+    result = run(environment, "check", doubtful)
+    assert result.returncode == 0
+    assert "routes[5]: no request comes this far: routes[4] takes them all; move it up" in result.stderr
 
 
 def test_serve_with_a_bad_file_exits_with_1(environment: dict[str, str], good: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from pybalancer.config import model
+from pybalancer.config.compile import compile_plan, is_literal
 from pybalancer.config.load import MOST_BYTES, MOST_PROBLEMS, load_bytes, load_file, load_text
+from pybalancer.config.routes import named
 from pybalancer.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "config"
@@ -52,12 +54,56 @@ def test_one_valid_file_has_every_key_there_is() -> None:
     assert pool.health is not None
     # A secret is given in a file or in the open, never both.
     assert unset(config.balancer) == {"secret", "admin_token"}
-    sections = (config, config.log, config.listeners[0], pool, pool.health, pool.backends[0])
+    listener = config.listeners[0]
+    route = listener.routes[0]
+    sections = (config, config.log, listener, pool, pool.health, pool.backends[0])
+    sections += (route, route.request_headers, route.response_headers)
     assert [unset(section) for section in sections] == [set()] * len(sections)
 
 
 def unset(section: BaseModel) -> set[str]:
     return set(type(section).model_fields) - section.model_fields_set
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_a_file_that_is_accepted_makes_a_plan(path: Path) -> None:
+    """What the core refuses has no line and no column, so the checks must be the stricter ones."""
+    config = load_bytes(path.read_bytes(), path.name)
+    addresses = {
+        (name, backend.name): backend.address if is_literal(backend.address) else "127.0.0.1:1"
+        for name, pool in config.pools.items()
+        for backend in pool.backends
+    }
+    compile_plan(config, addresses, {}, bytes(16))
+
+
+def test_routes_have_one_name_each() -> None:
+    text = (FOLDER / "valid" / "websocket-routes.toml").read_text()
+    assert list(named(load_text(text).listeners[0])) == [
+        "/",
+        "/rooms/*",
+        "/a/*/c/{id}/caf%C3%A9",
+        "route 4",
+        "route 5",
+        "route 6",
+        "handshakes",
+        "route 8",
+        "route 9",
+        "/api/{version}/*",
+        "rest",
+    ]
+    given = text.replace('"handshakes"', '"/rooms/*"').replace('"rest"', '"route 2"')
+    names = list(named(load_text(given).listeners[0]))
+    assert (names[1], names[6], names[10]) == ("route 2'", "/rooms/*", "route 2")
+    assert len(names) == 11
+
+
+def test_what_no_route_matches_has_a_route_too() -> None:
+    config = load_file(FOLDER / "valid" / "every-key.toml", env={})
+    assert [(name, route.pool) for name, route in named(config.listeners[0]).items()] == [
+        ("rooms of the beta", "rooms"),
+        ("default", "chat"),
+    ]
 
 
 def test_102_oversized_file_is_rejected_without_reading_it_all(tmp_path: Path) -> None:

@@ -262,6 +262,16 @@ WORDS = st.sampled_from(
         "sources",
         "trusted",
         "accept_proxy",
+        "mode",
+        "routes",
+        "path",
+        "host",
+        "header",
+        "query",
+        "key",
+        "strip_prefix",
+        "request_headers",
+        "set",
     ]
 )
 SCALARS = st.one_of(
@@ -272,6 +282,7 @@ SCALARS = st.one_of(
     st.text(max_size=8),
     st.dates(),
     st.sampled_from(["chat", ":8080", "127.0.0.1:1", "30s", "10.0.0.0/8", "unix:/x", "\udcff"]),
+    st.sampled_from(["websocket", "/rooms/*", "*.example.com", "header:X", "path", True, "/\udcff"]),
 )
 TREES = st.recursive(
     SCALARS,
@@ -287,6 +298,8 @@ TREES = st.recursive(
 @example({"pools": {"chat": {"health": {"headers": {"[key]": 3}}}}})
 @example({"pools": {"[key]": 3}})
 @example({"listeners": [{"name": 5, "pool": {}}], "pools": {}})
+@example({"listeners": [{"mode": "websocket", "routes": [{"path": "/\udcff", "key": "query:\udcff"}]}]})
+@example({"listeners": [{"mode": "websocket", "routes": {"set": {"[key]": True}}}]})
 @example({"balancer": 3, "log": [], "listeners": {}, "pools": []})
 def test_102_any_tree_of_values_is_refused_or_taken(tree: dict[str, Any]) -> None:
     refused_or_taken(load_mapping, tree)

@@ -187,3 +187,65 @@ def test_what_is_no_origin(text: Any) -> None:
 def test_what_is_no_field_value(text: Any) -> None:
     with pytest.raises(ValueError, match="ASCII text in one line"):
         values.field_value(text)
+
+
+@pytest.mark.parametrize("text", ["X-User", "x", "!#$%&'*+.^_`|~09"])
+def test_names_of_headers_and_cookies(text: str) -> None:
+    assert values.field_name(text) == values.cookie_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a:", "a\n", "a=b", "a;b", "ä", "(a)", 5, None])
+def test_what_is_no_name_of_a_header_or_cookie(text: Any) -> None:
+    with pytest.raises(ValueError, match="is not the name of a header"):
+        values.field_name(text)
+    with pytest.raises(ValueError, match="is not the name of a cookie"):
+        values.cookie_name(text)
+
+
+@pytest.mark.parametrize("wanted", [values.wanted_field, values.wanted_cookie, values.wanted_parameter])
+def test_a_route_asks_for_a_text_or_for_anything(wanted: Callable[[Any], str | None]) -> None:
+    assert [wanted(text) for text in ("", "a", 'a "b" c', True)] == ["", "a", 'a "b" c', None]
+    for text in (False, 1, 1.5, None, ["a"], {"a": True}):
+        with pytest.raises(ValueError, match="is the text that it must be, or true for any"):
+            wanted(text)
+
+
+def test_what_headers_cookies_and_parameters_can_hold() -> None:
+    """A value that nobody can send would be a route that never matches."""
+    for text, header, cookie, parameter in [
+        ("a;b", True, False, True),
+        (" a", False, False, True),
+        ("a\r\nb", False, False, True),
+        ("größe", False, False, True),
+        ("\udcff", False, False, False),
+    ]:
+        takers = (values.wanted_field, values.wanted_cookie, values.wanted_parameter)
+        for take, taken in zip(takers, (header, cookie, parameter), strict=True):
+            if taken:
+                assert take(text) == text
+            else:
+                with pytest.raises(ValueError, match="the value of a"):
+                    take(text)
+
+
+@pytest.mark.parametrize("text", ["/", "/chat", "/chat/", "/a/b%20c"])
+def test_prefixes(text: str) -> None:
+    assert values.prefix(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "a path begins with a slash"),
+        ("chat", "a path begins with a slash"),
+        ("/chat/*", r'write "/chat"'),
+        ("/*", r'write "/"'),
+        ("/a/{b}/c", r'write "/a"'),
+        ("/a?b", "no query"),
+        ("/a/../b", "dot segments"),
+        (5, "a prefix is text"),
+    ],
+)
+def test_what_is_no_prefix(text: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        values.prefix(text)

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pybalancer.stats import Stats
 from pybalancer.stats.collector import render
+from pybalancer.stats.reader import CLOSES
 from tests.unit.test_stats import ENTRIES, Layout
 
 
@@ -25,6 +26,13 @@ def stats(tmp_path: Path) -> Iterator[Stats]:
     layout.describe(1, "chat", 'app "1"\\\n<script>', active=2, generation=1)
     layout.describe(2, "chat", 'app "1"\\\n<script>', active=3, generation=2)
     layout.listeners[0].refused_rate = 4
+    layout.listeners[0].refused_request, layout.listeners[0].requests = 5, 60
+    layout.listeners[0].handshakes, layout.listeners[ENTRIES].handshakes = 7, 8
+    layout.listeners[0].messages_in, layout.listeners[0].messages_out = 9, 10
+    layout.listeners[0].pings = 11
+    layout.listeners[0].closes[CLOSES.index("1001")] = 12
+    layout.listeners[0].closes[CLOSES.index("4xxx")], layout.listeners[ENTRIES].closes[17] = 13, 14
+    layout.backends[2].bad_answers = 15
     layout.backends[1].opened = 100
     layout.backends[2].opened, layout.backends[ENTRIES + 2].opened = 7, 8
     layout.backends[2].connect_ns = 1_500_000_000
@@ -51,6 +59,29 @@ def test_counters_come_with_their_labels(stats: Stats) -> None:
     assert found["pybalancer_worker_relayed_bytes_total", (("how", "splice"), ("worker", "1"))] == 9
     assert found["pybalancer_plan_generation", ()] == 3
     assert found["pybalancer_start_time_seconds", ()] == 1.5
+
+
+def test_what_mode_websocket_counts(stats: Stats) -> None:
+    found = samples(render(stats))
+    listener = ("listener", "public")
+    for name, value in {
+        "requests": 60,
+        "handshakes": 15,
+        "messages_received": 9,
+        "messages_sent": 10,
+        "pings": 11,
+    }.items():
+        assert found[f"pybalancer_listener_{name}_total", (listener,)] == value, name
+    refused = (listener, ("reason", "request"))
+    assert found["pybalancer_listener_connections_refused_total", refused] == 5
+    assert found["pybalancer_backend_bad_answers_total", BACKEND] == 15
+    closes = {
+        dict(labels)["code"]: value
+        for (name, labels), value in found.items()
+        if name == "pybalancer_listener_closes_total"
+    }
+    assert set(closes) == set(CLOSES)
+    assert {code: count for code, count in closes.items() if count} == {"1001": 12, "4xxx": 27}
 
 
 def test_a_backend_that_moved_counts_from_zero_and_its_tunnels_are_summed(stats: Stats) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pybalancer.stats import Stats, StatsError, _ffi_build
 from pybalancer.stats._ffi import ffi
+from pybalancer.stats.reader import CLOSES
 
 WORKERS, ENTRIES = 2, 8
 STRUCTS = ("header", "entry", "worker", "listener", "backend")
@@ -68,6 +69,14 @@ def layout() -> Layout:
     layout.workers[1].opened, layout.workers[1].closed = 7, 5
     layout.listeners[0].accepted, layout.listeners[ENTRIES].accepted = 3, 4
     layout.listeners[0].refused_full, layout.listeners[ENTRIES].refused_rate = 1, 2
+    layout.listeners[0].refused_request, layout.listeners[0].requests = 4, 50
+    layout.listeners[0].handshakes, layout.listeners[ENTRIES].handshakes = 6, 5
+    layout.listeners[0].messages_in, layout.listeners[ENTRIES].messages_out = 8, 9
+    layout.listeners[ENTRIES].pings = 2
+    layout.listeners[0].closes[0], layout.listeners[ENTRIES].closes[0] = 3, 4
+    layout.listeners[ENTRIES].closes[CLOSES.index("1009")] = 1
+    layout.listeners[0].closes[CLOSES.index("none")] = 2
+    layout.backends[ENTRIES + 5].bad_answers = 3
     layout.backends[5].opened, layout.backends[ENTRIES + 5].opened = 30, 12
     layout.backends[5].bytes_to_client = 2**64 - 1
     return layout
@@ -81,11 +90,23 @@ def test_counters_are_summed_over_workers(layout: Layout, tmp_path: Path) -> Non
     with Stats(path=layout.write(tmp_path / "stats")) as stats:
         assert [worker.wakeups for worker in stats.workers()] == [10, 20]
         assert stats.workers()[1].tunnels == 2
-        assert (stats.listener("public").accepted, stats.listener("public").refused) == (7, 3)
+        listener = stats.listener("public")
+        assert (listener.accepted, listener.refused) == (7, 7)
+        assert (listener.requests, listener.handshakes, listener.refused_request) == (50, 11, 4)
+        assert (listener.messages_in, listener.messages_out, listener.pings) == (8, 9, 2)
+        assert stats.backend("chat", "app-1").bad_answers == 3
         assert stats.backend("chat", "app-1").opened == 42
         assert stats.backend("chat", "app-1").bytes_to_client == 2**64 - 1
         assert stats.active("chat", "app-1") == stats.active("", "public") == 2
         assert (stats.pid, stats.started, stats.generation) == (4242, 1.5, 3)
+
+
+def test_closes_are_counted_by_code(layout: Layout, tmp_path: Path) -> None:
+    with Stats(path=layout.write(tmp_path / "stats")) as stats:
+        closes = stats.listener("public").closes
+    assert len(closes) == len(CLOSES) == len(layout.listeners[0].closes)
+    counted = {code: count for code, count in zip(CLOSES, closes, strict=True) if count}
+    assert counted == {"1000": 7, "1009": 1, "none": 2}
 
 
 def test_entries_name_what_the_slots_are_about(layout: Layout, tmp_path: Path) -> None:
