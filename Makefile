@@ -2,6 +2,8 @@
 #
 #   make demo     build, and watch it balance real WebSocket servers (FOR=10s to end by itself)
 #   make test     everything that CI checks
+#   make conformance
+#                 all of Autobahn's cases, directly and through pybalancer (half an hour)
 #   make wheel    the wheel, in dist/ (or DIST=...)
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
 #   make build    the extension module, into this checkout
@@ -15,13 +17,13 @@ FOR    ?=
 DIST   ?= dist
 RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: demo test wheel bench build fmt lint clean test-rust test-python docs
+.PHONY: demo test conformance wheel bench build fmt lint clean test-rust test-python docs
 
 demo: build
 	$(BIN)/pybalancer demo $(if $(FOR),--for $(FOR))
 
 # The development tools are those of pyproject.toml's group "dev".
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml tools/check_prerequisites.py
 	$(PYTHON) tools/check_prerequisites.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
@@ -50,6 +52,9 @@ test-rust: build
 
 test-python: build
 	$(BIN)/pytest
+
+conformance: build
+	$(BIN)/python -m tests.conformance target/conformance
 
 wheel: $(VENV)/.ready
 	. $(BIN)/activate && maturin build --release --strip --out $(DIST)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,15 @@ def rust_requirements() -> Iterator[tuple[str, str]]:
                 yield name, entry["version"]
             else:
                 assert "path" in entry or entry.get("workspace"), f"{name} has neither version nor path"
+
+
+def test_the_picture_of_an_exchange_is_that_of_the_code() -> None:
+    source = (ROOT / "rust/engine/src/exchange.rs").read_text()
+    (drawn,) = re.findall(r"//! ```text\n(.*?)//! ```", source, re.DOTALL)
+    picture = textwrap.dedent(re.sub(r"^//! ?", "", drawn, flags=re.MULTILINE))
+    assert [line.rstrip() for line in picture.splitlines()] in [
+        [line.rstrip() for line in textwrap.dedent(text).splitlines()] for text in blocks(ARCHITECTURE, "")
+    ]
 
 
 def test_every_dependency_has_its_row() -> None:

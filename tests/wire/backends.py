@@ -19,6 +19,13 @@ KINDS = {
     "uvicorn": ["uvicorn_server", "--protocol", "websockets-sansio"],
     "uvicorn-wsproto": ["uvicorn_server", "--protocol", "wsproto"],
 }
+"""Those that speak the little protocol."""
+APPLICATIONS = {
+    "socketio": ["socketio_server"],
+    "starlette": ["starlette_server"],
+    "channels": ["channels_server"],
+}
+"""Those that speak their own."""
 
 
 class Backend:
@@ -26,7 +33,7 @@ class Backend:
 
     def __init__(self, kind: str, *options: object, name: str | None = None) -> None:
         self.name = name or kind
-        module, *more = KINDS[kind]
+        module, *more = (KINDS | APPLICATIONS)[kind]
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"tests.wire.servers.{module}", "--name", self.name, *more]
             + [str(option) for option in options],

@@ -7,6 +7,8 @@ import sys
 from ast import literal_eval
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CLIENTS = 100
 
@@ -54,14 +56,27 @@ def test_embed_asyncio(tmp_path: Path) -> None:
     assert printed.endswith("closed\n")
 
 
-def test_the_file_is_a_good_one(tmp_path: Path) -> None:
-    printed = run("-m", "pybalancer", "check", "examples/pybalancer.toml", directory=tmp_path)
-    assert "fine: 1 listener, 1 pool, 3 backends" in printed
+FILES = {
+    "pybalancer.toml": "1 listener, 1 pool, 3 backends",
+    "websocket.toml": "1 listener, 3 pools, 5 backends",
+    "socketio.toml": "1 listener, 1 pool, 3 backends",
+}
 
 
-def test_what_is_commented_out_in_the_file_is_good_too(tmp_path: Path) -> None:
+def test_every_file_is_looked_at() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.toml")} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_a_good_one(name: str, tmp_path: Path) -> None:
+    printed = run("-m", "pybalancer", "check", f"examples/{name}", directory=tmp_path)
+    assert f"fine: {FILES[name]}" in printed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_commented_out_in_the_file_is_good_too(name: str, tmp_path: Path) -> None:
     """A key that somebody uncomments must not be one that has long been renamed."""
-    text = (ROOT / "examples/pybalancer.toml").read_text()
+    text = (ROOT / "examples" / name).read_text()
     whole = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
     assert whole != text
     secret = tmp_path / "secret"

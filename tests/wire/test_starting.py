@@ -63,7 +63,6 @@ def test_without_standard_streams_it_serves_and_wakes_its_host(without_streams: 
     assert without_streams["kinds"] == ["worker-died", "worker-restarted"]
 
 
-@pytest.mark.xfail(strict=True, reason="the statistics stay where whoever gives the host streams puts them")
 def test_without_standard_streams_the_statistics_take_no_streams_place(
     without_streams: dict[str, Any],
 ) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from pybalancer.stats.reader import Stats
 
 from .net import PATIENCE, proxy, read_all, refused, served, server, text_of, to, until
@@ -102,7 +100,6 @@ def test_a_queue_that_stays_full_is_waited_for_as_long_as_a_connect(tmp_path: Pa
         assert 0.2 <= line["duration"] < 5.0
 
 
-@pytest.mark.xfail(strict=True, reason="it is recorded as no-backend, and nobody is told")
 def test_a_queue_that_stays_full_is_a_failure_to_connect(tmp_path: Path) -> None:
     """As it would be over TCP, where the connect times out."""
     with crowded(tmp_path / "full.sock") as full, proxy([full], pool={"connect_timeout": 0.2}) as balancer:

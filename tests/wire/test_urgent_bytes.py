@@ -13,9 +13,6 @@ import pytest
 
 from .net import PATIENCE, connect, payload, proxy, read_all, server
 
-PASSED_BY = "splice says that a stream is over where an urgent byte stands, once its end has arrived"
-DROPPED = "Unix sockets leave urgent bytes out unless SO_OOBINLINE is set"
-
 both_ways = pytest.mark.parametrize("who", ["client", "backend"])
 
 
@@ -63,13 +60,11 @@ def test_an_urgent_byte_stays_in_the_stream(who: str) -> None:
 
 
 @both_ways
-@pytest.mark.xfail(strict=True, reason=PASSED_BY)
 def test_an_urgent_byte_in_bulk_data_is_not_its_end(who: str) -> None:
     assert Speech(payload(1 << 20) * 32).is_heard(who)
 
 
 @both_ways
-@pytest.mark.xfail(strict=True, reason=DROPPED)
 def test_an_urgent_byte_stays_in_the_stream_of_a_unix_socket(who: str, tmp_path: Path) -> None:
     unix = f"unix:{tmp_path}"
     assert Speech(b"before").is_heard(who, f"{unix}/front.sock", f"{unix}/back.sock")

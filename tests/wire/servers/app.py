@@ -23,6 +23,8 @@ class Options(argparse.Namespace):
     ping_interval: float
     """Seconds between the server's own pings; 0: none."""
     protocol: str
+    external_port: int | None
+    """The port under which clients know it, where that is another one than its own (autobahn)."""
 
 
 def start() -> Options:
@@ -32,6 +34,7 @@ def start() -> Options:
     parser.add_argument("--largest", type=int, default=0)
     parser.add_argument("--ping-interval", type=float, default=0.0)
     parser.add_argument("--protocol", default="auto")
+    parser.add_argument("--external-port", type=int)
 
     def watch() -> None:
         sys.stdin.buffer.read()

@@ -45,7 +45,8 @@ def accept(offers: list[Any]) -> Any:
     return None
 
 
-factory = WebSocketServerFactory()
+# With an external port it asks that clients name that one, and not its own, in Host.
+factory = WebSocketServerFactory(externalPort=options.external_port)
 factory.protocol = Conversation
 factory.setProtocolOptions(
     maxFramePayloadSize=options.largest,

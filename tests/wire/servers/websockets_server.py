@@ -27,6 +27,9 @@ async def main() -> None:
                     await (await connection.ping(message))
                     await connection.send("pong")
                     continue
+                if path == "/echo":
+                    await connection.send(message)
+                    continue
                 await connection.send(report(options.name, message))
                 if path == "/fragments":
                     await connection.send(pieces(message))
