@@ -41,14 +41,14 @@ test: lint test-rust test-python
 
 lint: build
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --release --quiet -- -D warnings
+	cargo clippy --workspace --all-targets --profile ci --quiet -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest pybalancer._core
 
 test-rust: build
-	cargo test --release --quiet
+	cargo test --profile ci --quiet
 
 test-python: build
 	$(BIN)/pytest

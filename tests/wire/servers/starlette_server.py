@@ -3,17 +3,19 @@
 ``GET /``             an empty page, to run scripts in
 ``GET /whoami``       what the application knows of its client, as JSON
 ``GET /count/N``      N lines, each sent before the next is made: a response in chunks
+``GET /events``       server-sent events: one, and another one for each ``POST /event``, up to three
 ``POST /upload``      a multipart form with a file; its name, size and SHA-256 as JSON
 ``/ws``               a WebSocket: the same as ``/whoami`` first, then an echo; "leave" ends it with 4001
 """
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -21,6 +23,7 @@ from tests.wire.servers.app import ended, start
 from tests.wire.servers.asgi import run
 
 options = start()
+wanted = asyncio.Semaphore(0)
 
 
 def known(connection: HTTPConnection) -> dict[str, object]:
@@ -47,6 +50,21 @@ async def count(request: Request) -> StreamingResponse:
             yield f"line {number}\n"
 
     return StreamingResponse(lines(), media_type="text/plain")
+
+
+async def events(_: Request) -> StreamingResponse:
+    async def one_by_one() -> AsyncIterator[str]:
+        for number in range(3):
+            if number:
+                await wanted.acquire()
+            yield f"data: {number}\n\n"
+
+    return StreamingResponse(one_by_one(), media_type="text/event-stream")
+
+
+async def event(_: Request) -> Response:
+    wanted.release()
+    return Response(status_code=204)
 
 
 async def upload(request: Request) -> JSONResponse:
@@ -77,6 +95,8 @@ app = Starlette(
         Route("/", page),
         Route("/whoami", whoami),
         Route("/count/{upto:int}", count),
+        Route("/events", events),
+        Route("/event", event, methods=["POST"]),
         Route("/upload", upload, methods=["POST"]),
         WebSocketRoute("/ws", converse),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import threading
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..net import connect
+from ..net import PATIENCE, connect
 from .messages import Head, Stream, lines, request
 from .recorder import Script, Talk, replies, response
 from .site import Client, Site
@@ -243,10 +242,16 @@ def test_a_backend_that_reads_nothing(site: Site) -> None:
             request(f"Content-Length: {64 * MIB}", line="POST / HTTP/1.1", host="late.test")
         ) as client:
             client.socket.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
+            full = 0
+            while full < 3:
+                # Full for good, and not only until the worker has had its turn.
+                try:
                     client.socket.send(BLOCK)
-            client.socket.setblocking(True)
+                    full = 0
+                except BlockingIOError:
+                    full += 1
+                    site.beat()
+            client.socket.settimeout(PATIENCE)
             assert client.answer().status == 504
         release.set()
     site.fresh()

@@ -149,6 +149,20 @@ def test_a_response_streams_in_chunks(front: Behind) -> None:
         assert list(response.iter_lines()) == [f"line {number}".encode() for number in range(lines)]
 
 
+def test_what_a_server_sends_is_there_before_the_next(front: Behind) -> None:
+    """Server-sent events: the second is made when the client has the first."""
+    url = f"http://{front.bound['starlette']}"
+    with (
+        requests.Session() as session,
+        session.get(f"{url}/events", stream=True, timeout=PATIENCE) as response,
+    ):
+        lines = response.iter_lines(chunk_size=1)
+        for number in range(3):
+            assert (next(lines), next(lines)) == (f"data: {number}".encode(), b"")
+            assert requests.post(f"{url}/event", timeout=PATIENCE).status_code == 204
+        assert list(lines) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, 50 * MB])
 def test_a_file_is_uploaded(front: Behind, size: int) -> None:
     """As a form, with Content-Length; and the same in chunks, as who does not know the size sends it."""
