@@ -3,7 +3,7 @@
 #   make demo     build, and watch it balance real WebSocket servers (FOR=10s to end by itself)
 #   make test     everything that CI checks
 #   make conformance
-#                 all of Autobahn's cases, directly and through pybalancer (half an hour)
+#                 all of Autobahn's cases, directly and through pybalancer (up to an hour)
 #   make wheel    the wheel, in dist/ (or DIST=...)
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
 #   make build    the extension module, into this checkout

@@ -153,7 +153,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the messages of a full run")
     options = parser.parse_args()
     text = ["# Measured costs", "", "Made by `make bench`. Medians of interleaved rounds, one worker each,"]
-    text += ["echo server and load generator on the same machine. Lower is better.", "", *versions(), ""]
+    text += ["echo server and load generator on the same machine. Lower is better.", "", *versions()]
+    text += [f"- {options.rounds} rounds, {options.scale:g} of the messages of a full run", ""]
     for mode in options.mode or CONTESTANTS:
         starts = contestants(mode)
         heading = [f'## mode = "{mode}"', ""]

@@ -155,8 +155,22 @@ address = "{backend.address}"
         assert len(inside["narrow"]) == 4
         assert 3 <= len(inside["slow"]) < 10
         refused = {listener["name"]: listener["refused"] for listener in serving.status()["listeners"]}
-        assert refused["public"] == {"full": 5, "source": 0, "rate": 0, "proxy": 0, "no_backend": 0}
-        assert refused["narrow"] == {"full": 0, "source": 6, "rate": 0, "proxy": 0, "no_backend": 0}
+        assert refused["public"] == {
+            "full": 5,
+            "source": 0,
+            "rate": 0,
+            "proxy": 0,
+            "no_backend": 0,
+            "request": 0,
+        }
+        assert refused["narrow"] == {
+            "full": 0,
+            "source": 6,
+            "rate": 0,
+            "proxy": 0,
+            "no_backend": 0,
+            "request": 0,
+        }
         assert refused["slow"]["rate"] == 10 - len(inside["slow"])
 
         # More room for one; less for the other, whose tunnels stay nevertheless.

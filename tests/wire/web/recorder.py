@@ -189,7 +189,12 @@ class Recorder:
     def _run(self, talk: Talk, script: Script) -> None:
         # A script that a test has broken on purpose is not to be reported by the thread.
         with contextlib.suppress(OSError, AssertionError):
-            script(talk)
+            try:
+                script(talk)
+            except TimeoutError:
+                # Nobody has asked it anything for long. Whoever does so later gets no answer from it.
+                talk.close()
+                return
         if talk.ended is None:
             talk.drain()
         talk.close()
