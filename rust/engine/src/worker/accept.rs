@@ -241,6 +241,7 @@ impl Worker {
             }),
             peer: peer.into(),
             heard: Moment::of(self.now),
+            hash: 0,
             tries: 0,
             framed: false,
             pinged: false,

@@ -229,10 +229,10 @@ impl Worker {
     /// Whether the backend that this connection has is the one that the request under way belongs to.
     pub(super) fn still_belongs(&mut self, slot: u32) -> bool {
         let entropy = self.entropy();
-        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return false;
         };
-        let (Some(opening), Some(entry)) = (&tunnel.opening, &tunnel.entry) else {
+        let (Some(opening), Some(entry)) = (&mut tunnel.opening, &tunnel.entry) else {
             return false;
         };
         // Policies that count or draw would move a client with each of its requests.

@@ -486,7 +486,11 @@ impl Worker {
         if reads {
             return self.begin_exchange(slot);
         }
-        tunnel.opening = None;
+        tunnel.hash = tunnel
+            .opening
+            .take()
+            .and_then(|opening| opening.hash)
+            .unwrap_or_default();
         self.stand(slot);
         // Also what has come meanwhile is reported then.
         let _ = self.watch(slot, Side::Client, Interest::READ)
@@ -531,16 +535,13 @@ fn to_itself(backend: &OwnedFd, to: &Endpoint, ports: &RangeInclusive<u16>) -> b
 
 /// The backend that the pool's policy gives this client, other than those tried.
 pub(super) fn pick(
-    opening: &Opening,
+    opening: &mut Opening,
     client: Option<SocketAddr>,
     entropy: u64,
 ) -> Option<(u16, Arc<BackendEntry>)> {
-    let Opening {
-        pool: deployed,
-        front,
-        tried,
-        ..
-    } = opening;
+    let deployed = Arc::clone(&opening.pool);
+    let front = Arc::clone(&opening.front);
+    let tried = &opening.tried;
     let pool = &deployed.planned.pool;
     let tried: Vec<u16> = if tried.is_empty() {
         Vec::new()
@@ -564,9 +565,10 @@ pub(super) fn pick(
     {
         return chosen(index);
     }
-    let hash = opening
+    // Kept: however often it has to be picked, now or when it stands, the key stays the same.
+    let hash = *opening
         .hash
-        .unwrap_or_else(|| key_hash(&pool.key, &front.hasher, client, None, entropy));
+        .get_or_insert_with(|| key_hash(&pool.key, &front.hasher, client, None, entropy));
     let entropy = match pool.policy {
         Policy::RoundRobin if tried.is_empty() => deployed.turn.fetch_add(1, Ordering::Relaxed),
         Policy::RoundRobin => deployed.turn.load(Ordering::Relaxed),

@@ -32,6 +32,7 @@ impl Worker {
             max_message: tunnel.terms.max_message,
         };
         tunnel.framed = true;
+        tunnel.hash = opening.hash.unwrap_or_default();
         (tunnel.active, tunnel.heard) = (Moment::of(self.now), Moment::of(self.now));
         if let Some(line) = inflight.line.take() {
             tunnel.story.get_or_insert_default().request = Some(line);
