@@ -158,7 +158,7 @@ pub struct Story {
     pub request: Option<Box<RequestLine>>,
 }
 
-/// A WebSocket on its way to an end that the balancer asked for.
+/// A tunnel on its way to an end that the balancer asked for.
 #[derive(Debug)]
 pub struct Closing {
     /// The code for the client, until it has been sent.
@@ -175,6 +175,8 @@ pub struct Closing {
     pub reason: pybalancer_core::record::Reason,
     /// When patience ends.
     pub until: Tick,
+    /// How long the client may take to answer.
+    pub patience: Duration,
 }
 
 /// Two sockets and what flows between them.

@@ -17,7 +17,7 @@ use super::ending::How;
 use crate::poller::{EventFlags, Interest, Side};
 use crate::relay;
 use crate::stats::field;
-use crate::tunnel::{Closing, Moment, Tunnel};
+use crate::tunnel::{Closing, Moment, Terms, Tunnel};
 
 /// Going away: the server is shutting down.
 pub(super) const GOING_AWAY: u16 = 1001;
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Worker {
     /// Begin to end a WebSocket: Close with `code` to the client, whose answer goes to the backend.
     pub(super) fn close_websocket(&mut self, slot: u32, code: u16, reason: Reason) {
-        self.begin_closing(slot, Some(code), None, reason);
+        self.begin_closing(slot, Some(code), None, reason, None);
     }
 
     /// `from` sent what the rules do not let pass. What came before it has gone on.
@@ -52,7 +52,7 @@ impl Worker {
             Side::Backend => (BAD_GATEWAY, fault),
         };
         let reason = Reason::MessageTooBig;
-        self.begin_closing(slot, Some(to_client), Some(to_backend), reason);
+        self.begin_closing(slot, Some(to_client), Some(to_backend), reason, None);
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
@@ -66,12 +66,34 @@ impl Worker {
         self.continue_closing(slot);
     }
 
+    /// The same, where it may take until then before a frame ends and the Close can be sent.
+    pub(super) fn close_until(
+        &mut self,
+        slot: u32,
+        code: u16,
+        reason: Reason,
+        until: Option<Tick>,
+    ) {
+        self.begin_closing(slot, Some(code), None, reason, until);
+    }
+
+    /// End this one's patience earlier.
+    pub(super) fn hurry(&mut self, slot: u32, until: Tick) {
+        let tunnel = self.tunnels.get_mut(slot as usize);
+        if let Some(closing) = tunnel.and_then(|tunnel| tunnel.closing.as_mut()) {
+            closing.until = closing.until.min(until);
+            closing.patience = closing.patience.min(until.since(self.now));
+            self.wheel.set(slot, closing.until);
+        }
+    }
+
     fn begin_closing(
         &mut self,
         slot: u32,
         to_client: Option<u16>,
         to_backend: Option<u16>,
         reason: Reason,
+        until: Option<Tick>,
     ) {
         let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
@@ -80,11 +102,8 @@ impl Worker {
         if tunnel.closing.is_some() || !tunnel.framed {
             return;
         }
-        let patience = match tunnel.terms.close_ms {
-            0 => PATIENCE,
-            ms => Duration::from_millis(u64::from(ms)),
-        };
-        let until = now + patience;
+        let patience = patience(&tunnel.terms);
+        let until = until.unwrap_or_default().max(now + patience);
         tunnel.closing = Some(Box::new(Closing {
             to_client,
             to_backend,
@@ -93,6 +112,7 @@ impl Worker {
             ended: [false; 2],
             reason,
             until,
+            patience,
         }));
         self.wheel.set(slot, until);
         self.continue_closing(slot);
@@ -101,6 +121,7 @@ impl Worker {
     /// Send what can be sent now.
     pub(super) fn continue_closing(&mut self, slot: u32) {
         let mask = self.entropy().to_le_bytes();
+        let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
@@ -128,6 +149,9 @@ impl Worker {
             }
             closing.to_client = None;
             closing.backend_mute = true;
+            // From now on it is the client's answer that is waited for.
+            closing.until = closing.until.min(now + closing.patience);
+            self.wheel.set(slot, closing.until);
         }
         if from_client.closed().is_some() && closing.to_client.is_none() {
             // The client's answer has gone to the backend, and is all that it needed.
@@ -202,8 +226,10 @@ impl Worker {
             } else if let Some(tunnel) = self.tunnels.get_mut(slot as usize) {
                 let ended = tunnel.flow_from(side).eof;
                 if let (true, Some(closing)) = (ended, &mut tunnel.closing) {
-                    // It will answer no more.
-                    closing.to_backend = closing.to_backend.or(Some(GOING_AWAY));
+                    if tunnel.framed {
+                        // It will answer no more.
+                        closing.to_backend = closing.to_backend.or(Some(GOING_AWAY));
+                    }
                     self.note_ended(slot, side);
                 }
             }
@@ -236,6 +262,11 @@ impl Worker {
                 Ok((_, 0)) => {
                     self.note_ended(slot, side);
                     return true;
+                }
+                Ok(_) if !tunnel.framed => {
+                    // Of a plain stream nothing may be missing where its end was told.
+                    self.end(slot, reason, How::Abort);
+                    return false;
                 }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return true,
@@ -292,7 +323,7 @@ impl Worker {
         };
         let reason = closing.reason;
         let said = closing.to_client.is_none() && !tunnel.to_client.blocked();
-        if said && !closing.client_mute {
+        if said && !closing.client_mute && tunnel.framed {
             // It did not answer. The backend is told in our own words.
             if let Some(closing) =
                 (self.tunnels.get_mut(slot as usize)).and_then(|tunnel| tunnel.closing.as_mut())
@@ -342,6 +373,14 @@ impl Worker {
         self.counters
             .listener(listener, field!(ListenerSlot, pings), 1);
         self.watch_wanted(slot)
+    }
+}
+
+/// How long a peer may take to answer a Close.
+pub(super) fn patience(terms: &Terms) -> Duration {
+    match terms.close_ms {
+        0 => PATIENCE,
+        ms => Duration::from_millis(u64::from(ms)),
     }
 }
 
