@@ -221,10 +221,8 @@ def closed_of(ends: list[Ends]) -> int:
     count = 0
     for one in ends:
         one.client.socket.setblocking(False)
-        try:
+        with contextlib.suppress(BlockingIOError):
             count += one.client.socket.recv(1, socket.MSG_PEEK) == b"\x88"
-        except BlockingIOError:
-            pass
     return count
 
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use pybalancer_core::pool::{Draw, Policy};
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
+use pybalancer_core::ws::close::Farewell;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
 
@@ -243,10 +244,11 @@ impl Worker {
         let patience = super::closing::patience(&tunnel.terms);
         let until = until.unwrap_or(now + patience) + FAREWELL;
         tunnel.closing = Some(Box::new(Closing {
-            to_client: None,
-            to_backend: None,
-            client_mute: tunnel.to_backend.eof,
-            backend_mute: true,
+            farewell: Farewell {
+                client_mute: tunnel.to_backend.eof,
+                backend_mute: true,
+                ..Farewell::default()
+            },
             ended: [tunnel.to_backend.eof, false],
             reason,
             until,
