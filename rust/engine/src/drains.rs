@@ -89,6 +89,8 @@ pub struct Order {
     pub cut: AtomicU64,
     /// Tunnels carried over to another backend.
     pub moved: AtomicU64,
+    /// Those of the scope's backends that are taken back, by their place.
+    released: Vec<AtomicBool>,
     cancelled: AtomicBool,
     finished: AtomicUsize,
     /// When it was first seen to be over, in ns; 0 until then.
@@ -120,6 +122,8 @@ impl Order {
             _ if kind == Kind::Shed => wanted.iter().copied().map(u64::from).sum(),
             scope => scope.left(),
         };
+        let released = (0..scope.loads().len()).map(|_| AtomicBool::new(false));
+        let released = released.collect();
         let pace = Pace::new(total, terms.over, terms.rate);
         let quota = |wanted: &u32| Quota {
             wanted: *wanted,
@@ -141,6 +145,7 @@ impl Order {
             closed: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            released,
             cancelled: AtomicBool::new(false),
             finished: AtomicUsize::new(0),
             over_at: AtomicU64::new(0),
@@ -152,7 +157,8 @@ impl Order {
         match &self.scope {
             Scope::Backends(entries) => {
                 let of = tunnel.entry.as_ref()?;
-                entries.iter().position(|entry| Arc::ptr_eq(entry, of))
+                let place = entries.iter().position(|entry| Arc::ptr_eq(entry, of));
+                place.filter(|place| !self.is_released(*place))
             }
             Scope::Listener(entry) => Arc::ptr_eq(entry, &tunnel.terms.listener).then_some(0),
             Scope::All(_) => Some(0),
@@ -197,7 +203,32 @@ impl Order {
             let left = |quota: &Quota| u64::from(quota.left.load(Ordering::Relaxed));
             return self.quotas.iter().map(left).sum();
         }
-        self.scope.left()
+        let Scope::Backends(_) = self.scope else {
+            return self.scope.left();
+        };
+        let loads = self.scope.loads().into_iter().enumerate();
+        let held = loads.filter(|(place, _)| !self.is_released(*place));
+        held.map(|(_, load)| load).sum()
+    }
+
+    fn is_released(&self, place: usize) -> bool {
+        (self.released.get(place)).is_some_and(|released| released.load(Ordering::Relaxed))
+    }
+
+    /// Take back what the plan says takes tunnels again: a drain is over for it, even if that found nobody.
+    pub fn release(&self, takes: impl Fn(&Arc<BackendEntry>) -> bool) {
+        let Scope::Backends(entries) = &self.scope else {
+            return;
+        };
+        for (entry, released) in entries.iter().zip(&self.released) {
+            if takes(entry) {
+                released.store(true, Ordering::Relaxed);
+            }
+        }
+        let mut released = self.released.iter();
+        if released.all(|released| released.load(Ordering::Relaxed)) {
+            self.cancel();
+        }
     }
 
     /// Call it off: nobody else is told.

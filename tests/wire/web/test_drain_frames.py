@@ -106,16 +106,40 @@ def test_undrain_stops_at_once(backend: Held) -> None:
         assert order(balancer, id).closed == 0
 
 
-def test_an_order_that_found_nobody_ends_nobody_after_it_was_called_off(backend: Held) -> None:
+@pytest.mark.parametrize("how", ["cancel", "plan"])
+def test_an_order_that_found_nobody_ends_nobody_after_it_was_called_off(backend: Held, how: str) -> None:
     with web_proxy([backend]) as balancer:
+        if how == "plan":
+            balancer.apply(b0="draining")
         id = drain(balancer)
         assert order(balancer, id).state == "done"
-        assert not balancer.engine.cancel_drain(id)
+        if how == "cancel":
+            assert not balancer.engine.cancel_drain(id)
+        else:
+            balancer.apply()
         with tunnel(balancer, backend) as ends:
             said = frame(TEXT, b"x", masked=True)
             ends.client.socket.sendall(said)
             assert b"".join(ends.backend.length(len(said))) == said
             assert order(balancer, id).closed == 0
+
+
+def test_of_a_pool_that_drains_one_backend_is_taken_back(backend: Held) -> None:
+    with Held() as other, web_proxy([backend, other]) as balancer, contextlib.ExitStack() as stack:
+        balancer.apply(b1="down")
+        kept = stack.enter_context(tunnel(balancer, backend))
+        balancer.apply(b0="draining")
+        gone = stack.enter_context(tunnel(balancer, other))
+        balancer.apply(b0="draining", b1="draining")
+        id = drain(balancer, over=LONG)
+        balancer.apply(b1="draining")
+        assert (order(balancer, id).state, order(balancer, id).left) == ("running", 1)
+        assert balancer.engine.cancel_drain(id)
+        id = drain(balancer)
+        # Told by name and state: of what the plan says is up, nobody is told a second time.
+        answers_close(gone)
+        answers_close(kept)
+        assert order(balancer, id).closed == 2
 
 
 def test_the_deadline_cuts_what_is_left(backend: Held) -> None:
@@ -167,7 +191,8 @@ def test_a_listener_that_drains_takes_no_tunnels(recorder_site: tuple[WebProxy, 
         assert "draining" in until(balancer.reasons)
         balancer.listener = {}
         balancer.apply()
-        balancer.engine.cancel_drain(id)
+        # The plan has the last word.
+        assert order(balancer, id).state == "cancelled"
         with Client(balancer.address, handshake()) as again:
             head = again.head()
             assert head is not None

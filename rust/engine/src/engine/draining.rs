@@ -10,6 +10,7 @@ use super::{Engine, State};
 use crate::deployment::Deployment;
 use crate::drains::{self, Asked, Kind, Order, Scope};
 use crate::mailbox::Command;
+use crate::registry::{BackendEntry, ListenerEntry};
 
 /// How long an order is shown that is over.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -131,7 +132,7 @@ impl Engine {
     }
 
     /// Drain the backends that the new plan has not or says are down, where their pools want that; and leave
-    /// those alone that are back.
+    /// alone what it says is back.
     pub(super) fn drain_leaving(&self, state: &mut State, next: &Deployment) {
         let workers = self.workers();
         // Those with nobody left, too: until their deadline, somebody could join.
@@ -147,6 +148,23 @@ impl Engine {
         };
         for order in state.drains.iter().filter(running) {
             if !next.leaving.iter().any(|leaving| of(order, leaving)) {
+                order.cancel();
+            }
+        }
+        let takes = |entry: &Arc<BackendEntry>| {
+            let mut pools = next.pools.iter();
+            pools.any(|pool| pool.takes(entry))
+        };
+        let open = |entry: &Arc<ListenerEntry>| {
+            let mut fronts = next.fronts.iter();
+            fronts.any(|front| Arc::ptr_eq(&front.entry, entry) && !front.listener.draining)
+        };
+        let asked = |order: &&Arc<Order>| order.kind == Kind::Drain && order.is_open(workers);
+        for order in state.drains.iter().filter(asked) {
+            order.release(takes);
+            if let Scope::Listener(entry) = &order.scope
+                && open(entry)
+            {
                 order.cancel();
             }
         }
