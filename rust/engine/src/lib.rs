@@ -7,6 +7,7 @@ pub mod clock;
 pub mod deployment;
 pub mod engine;
 pub mod exchange;
+pub mod handover;
 pub mod log;
 pub mod mailbox;
 pub mod outbox;
