@@ -211,7 +211,10 @@ def test_a_backend_that_the_new_plan_does_not_know_keeps_or_loses_its_tunnels() 
 
 
 def test_handshakes_under_way_end_in_the_old_engine_and_go_over_as_tunnels() -> None:
-    with server() as backend, proxy([backend], listener={"accept_rate": 20.0, "accept_burst": 1, "accept_queue": 100}) as old:
+    with (
+        server() as backend,
+        proxy([backend], listener={"accept_rate": 20.0, "accept_burst": 1, "accept_queue": 100}) as old,
+    ):
         clients = [connect(old.address) for _ in range(10)]
         until(lambda: old.engine.active() == 10)
         with successor(old) as new:
@@ -264,7 +267,7 @@ def test_nonsense_is_refused() -> None:
         a.close()
         client = connect(old.address)
         assert echoes(client)
-        with pytest.raises(EngineError, match="gone|no message of ours"):
+        with pytest.raises(EngineError, match=r"gone|no message of ours"):
             hand.freeze([b.detach()], PATIENCE)
         assert hand.thaw() == 1
         assert echoes(client)

@@ -250,12 +250,7 @@ impl Engine {
                 continue;
             }
             let listening = match state.inherited.remove(&key) {
-                Some((_, inherited)) => {
-                    if let Some(file) = &inherited.file {
-                        let _ = file.set_mode(listener.unix_mode);
-                    }
-                    inherited
-                }
+                Some((_, inherited)) => inherited,
                 None => {
                     let bound = state.sockets.values().map(|bound| &bound.address);
                     let lent = state.inherited.values().map(|(_, lent)| &lent.address);

@@ -142,6 +142,9 @@ fn listen_tcp(address: SocketAddr, backlog: i32, alone: bool) -> io::Result<Owne
     Ok(socket)
 }
 
+/// The process of a file that another one looks after.
+const NOBODY: u32 = 0;
+
 /// A Unix socket's file.
 #[derive(Debug)]
 pub struct SocketFile {
@@ -152,14 +155,19 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file of a socket that another process has bound, ours from now on.
+    /// The file of a socket that another process has bound, and still its own.
     pub fn inherited(path: &str, device: u64, inode: u64) -> SocketFile {
         SocketFile {
             path: path.to_owned(),
             device,
             inode,
-            process: std::process::id(),
+            process: NOBODY,
         }
+    }
+
+    /// It is ours from now on.
+    pub fn adopt(&mut self) {
+        self.process = std::process::id();
     }
 
     /// Device and inode.
@@ -169,7 +177,7 @@ impl SocketFile {
 
     /// Leave the file where it is: another process has taken it over.
     pub fn leave(mut self) {
-        self.process = 0;
+        self.process = NOBODY;
     }
 
     /// Change its permissions, if it is still ours.

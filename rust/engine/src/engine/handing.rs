@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pybalancer_core::endpoint::Endpoint;
 
-use super::{Closing, Engine, PATIENCE, SocketKey};
+use super::{Closing, Engine, PATIENCE, SocketKey, State};
 use crate::deployment::decide_fates;
 use crate::handover::guests::Arrivals;
 use crate::handover::{BackendName, Channel, Guests, Manifest, Order, Report};
@@ -247,9 +247,18 @@ impl Engine {
             let mut state = self.state();
             state.guests = None;
             // Nobody asked for these; their old process serves who waits there.
-            for (_, (_, listening)) in state.inherited.drain() {
-                if let Some(file) = listening.file {
-                    file.leave();
+            state.inherited.clear();
+            let State {
+                sockets,
+                deployment,
+                ..
+            } = &mut *state;
+            for bound in sockets.values_mut() {
+                let mut fronts = deployment.iter().flat_map(|deployment| &deployment.fronts);
+                let front = fronts.find(|front| front.socket == bound.number);
+                if let (Some(file), Some(front)) = (&mut bound.file, front) {
+                    file.adopt();
+                    let _ = file.set_mode(front.listener.unix_mode);
                 }
             }
         }
