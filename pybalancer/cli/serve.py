@@ -154,15 +154,15 @@ def _from_file(file: Path, overrides: Overrides) -> "Config":
 
 
 def _serve(configure: Callable[[], "Config"], file: Path | None, overrides: Overrides) -> int:
-    from pybalancer.errors import PybalancerError
+    from pybalancer.errors import plain
     from pybalancer.upgrade.taking import Predecessor
 
     predecessor = Predecessor.find()
     try:
         return _run(configure(), file, overrides, predecessor)
-    except PybalancerError as error:
+    except BaseException as error:
         if predecessor is not None:
-            predecessor.tell_failure(error)
+            predecessor.tell_failure(plain(error))
         raise
 
 

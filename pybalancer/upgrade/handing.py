@@ -229,7 +229,10 @@ class Successor:
 
     async def _say(self, word: str, body: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         self._talk.note("old", word)
-        await self._line.send(word, body, descriptors)
+        try:
+            await self._line.send(word, body, descriptors)
+        except UpgradeError:
+            raise UpgradeError(await self._obituary()) from None
 
     async def _hear(self, word: str) -> Message:
         message = await self._line.receive()

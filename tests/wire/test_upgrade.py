@@ -15,8 +15,8 @@ from .streams import Streams
 from .upgrading import alive, upgrading
 
 UPGRADES = 10
-TUNNELS = int(os.environ.get("UPGRADE_TUNNELS", "600"))
-"""Of each kind. More of them take longer, and prove the same."""
+TUNNELS = int(os.environ.get("UPGRADE_TUNNELS", "5000"))
+"""That say something now and then. Both ends of all of them are in one descriptor table, of 20,000."""
 
 
 def configuration(streams: Streams, echo: str, *, web: bool, more: str = "") -> str:

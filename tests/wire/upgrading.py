@@ -21,6 +21,9 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
     from pybalancer.upgrade import line
 
     step = os.environ["STEP"]
+    if os.path.exists(step):
+        with open(step) as file:
+            step = file.read()
     number = getattr(signal, os.environ.get("STEP_SIGNAL", "SIGKILL"))
     send, receive = line.Line.send, line.Line.receive
 

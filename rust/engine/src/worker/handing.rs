@@ -345,9 +345,9 @@ fn tell(report: &Report, result: Result<u64, String>) {
 fn why(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::TimedOut => "the new process does not take the tunnels in time".to_owned(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
-            "the new process is gone".to_owned()
-        }
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => "the new process is gone".to_owned(),
         _ => error.to_string(),
     }
 }
