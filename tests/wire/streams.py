@@ -253,9 +253,12 @@ class Streams:
 
     def differences(self) -> list[str]:
         """After ``finish``: the streams of which one side has not got what the other has sent."""
+
         def told(ends: list[End], of_sent: bool) -> list[tuple[int, str]]:
-            pick = (lambda end: (end.counts[0], end.sent.hexdigest())) if of_sent else (
-                lambda end: (end.counts[1], end.received.hexdigest())
+            pick = (
+                (lambda end: (end.counts[0], end.sent.hexdigest()))
+                if of_sent
+                else (lambda end: (end.counts[1], end.received.hexdigest()))
             )
             return sorted(pick(end) for end in ends)
 

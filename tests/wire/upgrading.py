@@ -50,12 +50,12 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
 
     line.Line.send, line.Line.receive = watched_send, watched_receive
 '''
-PREDECESSOR = '''
+PREDECESSOR = """
 import os
 if "FREEZE_SECONDS" in os.environ:
     from pybalancer.upgrade import handing
     handing.FREEZE_SECONDS = handing.COMMIT_SECONDS = float(os.environ["FREEZE_SECONDS"])
-'''
+"""
 
 
 def tampered(environment: dict[str, str], directory: Path, **settings: str) -> dict[str, str]:
