@@ -238,6 +238,11 @@ class Streams:
         goal = self.turns + turns
         until(lambda: self.turns >= goal, f"{turns} turns")
 
+    def more(self) -> None:
+        """Wait until something was received from now on."""
+        before = self.moved
+        until(lambda: self.moved > before, "more bytes")
+
     def finish(self) -> None:
         """All end their streams, and wait for the other side's end."""
         for end in self.clients:

@@ -69,13 +69,12 @@ def test_ten_upgrades_in_a_row_lose_no_tunnel_and_no_byte(
         door = running.serving.line(r"listening on (\S+) → pool echo")[1]
         load = stack.enter_context(Load(door))
         for _ in range(UPGRADES):
-            before = streams.moved
             streams.pass_by(5)
             load.pass_by(20)
             result = running.upgrade()
             frozen.append(result["frozen_seconds"])
             assert result["tunnels"] >= TUNNELS + 43
-            until(lambda: streams.moved > before)
+            streams.more()
             assert streams.failures() == []
         load.pass_by(50)
         load.__exit__()

@@ -65,7 +65,7 @@ def undisturbed(running: Upgrading) -> Iterator[None]:
         found = [path for path in directory.rglob("*") if "site" not in path.parts]
         return sorted((str(path), path.stat().st_ino) for path in found)
 
-    until(lambda: (directory / "pid").exists())
+    until((directory / "pid").exists)
     before = files()
     with contextlib.ExitStack() as stack:
         clients = [connect(address) for address in (running.address, front) for _ in range(20)]

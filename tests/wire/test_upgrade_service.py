@@ -389,3 +389,67 @@ def test_nobody_else_starts_as_a_successor(environment: dict[str, str]) -> None:
     )
     assert done.returncode == 1
     assert "set by `pybalancer upgrade` only" in done.stderr
+
+
+def test_connections_between_requests_change_hands(environment: dict[str, str], tmp_path: Path) -> None:
+    """One that has not asked for anything, one whose answers have come, and one in the middle of a head."""
+
+    def answers(connection: socket.socket) -> None:
+        data = b""
+        while part := connection.recv(4096):
+            data += part
+            while b"\r\n\r\n" in data:
+                data = data.partition(b"\r\n\r\n")[2]
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def ask(client: socket.socket) -> bytes:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = head_of(client)
+        assert head.startswith(b"HTTP/1.1 200")
+        assert read_exactly(client, 2) == b"ok"
+        return head
+
+    with server(answers) as backend, upgrading(environment, tmp_path, web(tmp_path, backend.address)) as running:
+        fresh, kept, cut = (connect(running.address) for _ in range(3))
+        assert b"close" not in ask(kept).lower()
+        cut.sendall(b"GET / HTTP/1.1\r\nHo")
+        until(lambda: running.status()["active"] == 3)
+        for _ in range(2):
+            old = running.pid
+            running.pid = json.loads(running.serving.ask("upgrade", "--json").stdout)["new_pid"]
+            until(lambda: running.status()["active"] == 2)
+            assert b"close" not in ask(kept).lower()
+            assert b"close" not in ask(fresh).lower()
+            if cut is not None:
+                assert alive(old)
+                cut.sendall(b"st: x\r\n\r\n")
+                assert b"close" in head_of(cut).lower()
+                assert read_all(cut) == b"ok"
+                cut = None
+            until(lambda: not alive(old))
+        assert running.status()["active"] == 2
+
+
+def test_a_handshake_under_way_passes_through_two_upgrades(environment: dict[str, str], tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    def slow(connection: socket.socket) -> None:
+        until(gate.exists)
+        switching(connection)
+
+    with server(slow) as backend, upgrading(environment, tmp_path, web(tmp_path, backend.address)) as running:
+        client = connect(running.address)
+        client.sendall(HANDSHAKE)
+        until(lambda: backend.live)
+        pids = [running.pid]
+        for _ in range(2):
+            pids.append(json.loads(running.serving.ask("upgrade", "--json").stdout)["new_pid"])
+        assert sorted(running.running) == sorted(pids)
+        gate.touch()
+        assert head_of(client).startswith(b"HTTP/1.1 101")
+        until(lambda: running.running == pids[2:])
+        running.pid = pids[2]
+        assert running.status()["active"] == 1
+        message = frame(BINARY, b"hello")
+        client.sendall(message)
+        assert read_exactly(client, len(message)) == message

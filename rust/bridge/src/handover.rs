@@ -72,7 +72,10 @@ impl Lent {
             number: self.number,
             bind: self.bind.parse().map_err(|why: String| plan_error(why))?,
             chosen_for: self.chosen_for.as_deref().map(Arc::from),
-            address: self.address.parse().map_err(|why: String| plan_error(why))?,
+            address: self
+                .address
+                .parse()
+                .map_err(|why: String| plan_error(why))?,
             file: self.file,
             sockets: taken(&self.descriptors)?,
         })

@@ -99,8 +99,30 @@ impl Tracker {
     /// keeps its promises: counts beyond their range are brought back into it.
     pub fn from_bytes(bytes: [u8; PACKED]) -> Tracker {
         let [
-            l0, l1, l2, l3, l4, l5, l6, l7, m0, m1, m2, m3, s0, s1, s2, s3, c0, c1, first, second,
-            header, code_bytes, open, closed,
+            l0,
+            l1,
+            l2,
+            l3,
+            l4,
+            l5,
+            l6,
+            l7,
+            m0,
+            m1,
+            m2,
+            m3,
+            s0,
+            s1,
+            s2,
+            s3,
+            c0,
+            c1,
+            first,
+            second,
+            header,
+            code_bytes,
+            open,
+            closed,
         ] = bytes;
         Tracker {
             left: u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]),

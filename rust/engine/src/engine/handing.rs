@@ -134,7 +134,10 @@ impl Engine {
             }
         }
         let deadline = Instant::now() + patience;
-        self.order(patience + SLACK, |report| Order::Freeze { deadline, report })
+        self.order(patience + SLACK, |report| Order::Freeze {
+            deadline,
+            report,
+        })
     }
 
     /// Go on with what is frozen; how many tunnels that are.
@@ -209,7 +212,11 @@ impl Engine {
     /// Numbers of those that no plan has asked for, as their old engine knows them.
     pub fn unwanted(&self) -> Vec<u32> {
         let state = self.state();
-        state.inherited.values().map(|(number, _)| *number).collect()
+        state
+            .inherited
+            .values()
+            .map(|(number, _)| *number)
+            .collect()
     }
 
     /// Hold the tunnels that come over these channels, which are spread over the workers.
@@ -228,7 +235,7 @@ impl Engine {
         for (index, channel) in channels.into_iter().enumerate() {
             let mailbox = self.mailboxes.get(index % self.mailboxes.len().max(1));
             let order = Command::HandOver(Order::Receive(Arc::clone(&guests)));
-            if !mailbox.is_some_and(|mailbox| mailbox.send(order, Some(channel.as_fd())).is_ok()) {
+            if mailbox.is_none_or(|mailbox| mailbox.send(order, Some(channel.as_fd())).is_err()) {
                 return Err("a worker does not answer".to_owned());
             }
         }

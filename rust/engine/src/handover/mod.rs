@@ -31,7 +31,7 @@ pub mod passport;
 
 pub use channel::Channel;
 pub use guests::Guests;
-pub use passport::{BackendName, Manifest, Passport, TermsPassport};
+pub use passport::{BackendName, Manifest, Passport, TermsPassport, Waiting};
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -53,13 +53,15 @@ pub const MOST_BYTES: usize = 256 * 1024;
 pub enum Down {
     /// Tunnels, with the client's and the backend's socket of each.
     Batch(Batch),
+    /// Connections that wait for their next request, with their sockets.
+    Between(Vec<Waiting>),
     /// So many were sent, over this channel: all that stood.
     End(u64),
     /// Those sent since are the new process's now.
     Commit,
 }
 
-/// What the new process's worker answers to each batch.
+/// What the new process's worker answers to whatever brings sockets.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Taken {
     /// Places in the batch of those that it cannot take.

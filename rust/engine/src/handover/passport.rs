@@ -18,7 +18,7 @@ use crate::log::RequestLine;
 use crate::poller::Interest;
 use crate::registry::BackendEntry;
 use crate::relay::{Flow, Packed, Tools};
-use crate::tunnel::{Moment, Peer, Story, Terms, Tunnel};
+use crate::tunnel::{Moment, Peer, Phase, Story, Terms, Tunnel};
 
 /// What the old process has entries of: all that a passport may name.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -105,6 +105,41 @@ pub struct Passport {
     port: Option<IpAddr>,
     story: Option<StoryPassport>,
     // A recorded handshake, for re-attaching, belongs here.
+}
+
+/// A connection in mode "websocket" that has asked for nothing, or has all of its answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Name of the listener.
+    pub listener: Box<str>,
+    /// Who it is.
+    pub peer: Peer,
+    /// Where it believes to be connected, if a proxy has told.
+    pub destination: Option<SocketAddr>,
+    story: Option<StoryPassport>,
+}
+
+impl Waiting {
+    /// Of a connection that is one; None of any other.
+    pub fn of(tunnel: &Tunnel) -> Option<Waiting> {
+        let opening = tunnel.opening.as_deref()?;
+        let exchange = opening.exchange.as_deref()?;
+        let idle = exchange.ahead.is_empty() && exchange.inflight.is_none() && !exchange.ended;
+        if opening.phase != Phase::Request || !idle || !opening.admitted {
+            return None;
+        }
+        Some(Waiting {
+            listener: (*tunnel.terms.listener.name).into(),
+            peer: tunnel.peer,
+            destination: opening.destination,
+            story: tunnel.story.as_deref().map(StoryPassport::from),
+        })
+    }
+
+    /// What the log wants to know of it.
+    pub fn story(self) -> Option<Box<Story>> {
+        self.story.map(|story| Box::new(story.into()))
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

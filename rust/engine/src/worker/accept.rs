@@ -188,7 +188,7 @@ impl Worker {
     }
 
     /// Give a connection its slot.
-    fn take_in(
+    pub(super) fn take_in(
         &mut self,
         front: &Arc<Front>,
         client: OwnedFd,

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{RESERVED, Worker};
+use crate::deployment::Front;
 use crate::handover::passport::Found;
-use crate::handover::{Batch, Channel, Down, Guests, Taken};
+use crate::handover::{Batch, Channel, Down, Guests, Taken, Waiting};
 use crate::poller::Token;
 use crate::tunnel::Tunnel;
 
@@ -28,6 +29,14 @@ struct Arriving {
     channel: Option<Channel>,
     /// What it brought, not ours yet.
     held: Vec<Tunnel>,
+    /// The same of connections between two requests.
+    waiting: Vec<(Waiting, OwnedFd)>,
+}
+
+impl Arriving {
+    fn sockets(&self) -> usize {
+        2 * self.held.len() + self.waiting.len()
+    }
 }
 
 impl Worker {
@@ -47,13 +56,12 @@ impl Worker {
         let watched = self.poller.add_level(&channel, token, false);
         if let Err(error) = watched {
             let text = error.to_string();
-            adopting
-                .guests
-                .note(|arrivals| arrivals.error = Some(text));
+            adopting.guests.note(|arrivals| arrivals.error = Some(text));
         }
         adopting.channels.push(Arriving {
             channel: Some(channel),
             held: Vec::new(),
+            waiting: Vec::new(),
         });
     }
 
@@ -71,8 +79,9 @@ impl Worker {
                 guests.note(|arrivals| arrivals.error = Some(text));
             }
             // It goes with what was not ours.
-            self.sockets -= 2 * arriving.held.len();
+            self.sockets -= arriving.sockets();
             arriving.held.clear();
+            arriving.waiting.clear();
             if let Some(channel) = arriving.channel.take() {
                 let _ = self.poller.remove(&channel);
             }
@@ -108,7 +117,14 @@ impl Worker {
                     }
                     guests.note(|arrivals| arrivals.ended += 1);
                 }
+                Down::Between(waiting) => {
+                    let refused = self.hold_waiting(waiting, sockets, &mut arriving.waiting);
+                    channel.send(&Taken { refused }, &[], Instant::now() + ANSWER)?;
+                }
                 Down::Commit if active => {
+                    for (waiting, client) in std::mem::take(&mut arriving.waiting) {
+                        self.let_in(waiting, client, guests);
+                    }
                     for tunnel in std::mem::take(&mut arriving.held) {
                         self.adopt(tunnel, guests);
                     }
@@ -143,6 +159,56 @@ impl Worker {
             self.sockets += 2;
         }
         Ok(refused)
+    }
+
+    /// The same for connections that wait for their next request. Without their listener they find no room.
+    fn hold_waiting(
+        &mut self,
+        waiting: Vec<Waiting>,
+        sockets: Vec<OwnedFd>,
+        held: &mut Vec<(Waiting, OwnedFd)>,
+    ) -> Vec<u16> {
+        let mut sockets = sockets.into_iter();
+        let mut refused = Vec::new();
+        for (place, waiting) in (0..).zip(waiting) {
+            match (sockets.next(), self.front_of(&waiting)) {
+                (Some(client), Some(_)) if self.table_has_room() => {
+                    held.push((waiting, client));
+                    self.sockets += 1;
+                }
+                _ => refused.push(place),
+            }
+        }
+        refused
+    }
+
+    fn front_of(&self, waiting: &Waiting) -> Option<Arc<Front>> {
+        let mut fronts = (self.deployment.iter()).flat_map(|deployment| &deployment.fronts);
+        let same = |front: &&Arc<Front>| {
+            *front.listener.name == *waiting.listener && front.listener.web.is_some()
+        };
+        fronts.find(same).cloned()
+    }
+
+    /// A connection that another process has let go of, and that has nothing to say just now.
+    fn let_in(&mut self, waiting: Waiting, client: OwnedFd, guests: &Guests) {
+        // Counted again where it gets its slot.
+        self.sockets -= 1;
+        let Some(front) = self.front_of(&waiting) else {
+            return;
+        };
+        let peer = waiting.peer.address();
+        front.entry.live().fetch_add(1, Ordering::Relaxed);
+        let counted = guests.most_per_source(&front.entry) > 0
+            && peer.is_some_and(|peer| front.entry.enter(peer.ip(), u32::MAX));
+        let slot = self.take_in(&front, client, peer, false, counted, false);
+        if let Some(tunnel) = self.tunnels.get_mut(slot as usize) {
+            if let Some(opening) = &mut tunnel.opening {
+                opening.destination = waiting.destination;
+            }
+            tunnel.story = waiting.story();
+        }
+        self.begin(slot);
     }
 
     /// All that is held is ours, and so are the listeners; how many tunnels.
@@ -188,9 +254,14 @@ impl Worker {
         self.descriptors() + 2 + RESERVED <= usize::try_from(most).unwrap_or(usize::MAX)
     }
 
+    /// Whether another process may still hand over something that we are to hand on.
+    pub(super) fn passes_on(&self) -> bool {
+        self.adopting.is_some() && self.is_leaving()
+    }
+
     /// Sockets of tunnels that are held, not ours yet.
     pub(super) fn sockets_held(&self) -> usize {
         let channels = self.adopting.iter().flat_map(|adopting| &adopting.channels);
-        channels.map(|arriving| 2 * arriving.held.len()).sum()
+        channels.map(Arriving::sockets).sum()
     }
 }

@@ -12,7 +12,7 @@ use pybalancer_core::time::Tick;
 use super::Worker;
 use super::ending::How;
 use crate::handover::passport::Writer;
-use crate::handover::{Channel, Down, MOST_BYTES, MOST_TUNNELS, Order, Report, Taken};
+use crate::handover::{Channel, Down, MOST_BYTES, MOST_TUNNELS, Order, Report, Taken, Waiting};
 use crate::poller::{Interest, Side};
 use crate::relay::Tools;
 use crate::socket;
@@ -217,17 +217,19 @@ impl Worker {
                 self.stop_listening(number);
             }
         }
-        self.end_idle_requests();
         self.finish_at = Some(until);
+    }
+
+    /// Whether somebody is there to whom late ones can be handed over.
+    pub(super) fn is_leaving(&self) -> bool {
+        let handing = self.handing.as_ref();
+        handing.is_some_and(|handing| handing.leaving && !handing.channels.is_empty())
     }
 
     /// Take a tunnel off the books that lives on elsewhere.
     fn forget(&mut self, mut tunnel: Tunnel) {
         self.sockets -= 2;
-        tunnel.terms.listener.live().fetch_sub(1, Ordering::Relaxed);
-        if let (true, Some(address)) = (tunnel.counted, tunnel.peer.address()) {
-            tunnel.terms.listener.leave(address.ip());
-        }
+        self.uncount(&tunnel);
         if let Some(entry) = &tunnel.entry {
             entry.load().fetch_sub(1, Ordering::Relaxed);
         }
@@ -237,11 +239,10 @@ impl Worker {
 
     /// While we leave: hand over what has become a tunnel since.
     pub(super) fn hand_over_late(&mut self) {
-        let leaving = (self.handing.as_ref())
-            .is_some_and(|handing| handing.leaving && !handing.channels.is_empty());
-        if !leaving {
+        if !self.is_leaving() {
             return;
         }
+        self.hand_over_waiting();
         for slot in self.standing() {
             self.take_out(slot);
         }
@@ -266,6 +267,84 @@ impl Worker {
             self.watch_anew(slot);
         }
     }
+}
+
+impl Worker {
+    /// Connections between two requests: nobody waits for anything, so they change hands unnoticed.
+    fn hand_over_waiting(&mut self) {
+        loop {
+            let waiting = self.tunnels.iter().filter_map(|(slot, tunnel)| {
+                Some((slot as u32, Waiting::of(tunnel)?, tunnel.client.as_fd()))
+            });
+            let (mut slots, mut passports, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
+            for (slot, passport, socket) in waiting.take(2 * MOST_TUNNELS) {
+                slots.push(slot);
+                passports.push(passport);
+                sockets.push(socket);
+            }
+            if slots.is_empty() {
+                return;
+            }
+            let Some(handing) = &mut self.handing else {
+                return;
+            };
+            let full = slots.len() == 2 * MOST_TUNNELS;
+            match send_waiting(handing, passports, &sockets) {
+                Ok(refused) => {
+                    for (place, slot) in (0_u16..).zip(slots) {
+                        if refused.contains(&place) {
+                            self.end(slot, Reason::Finished, How::Clean);
+                        } else {
+                            self.hand_over_one(slot);
+                        }
+                    }
+                }
+                // As at the end of any process: they hold nothing that anybody waits for.
+                Err(_) => return self.end_idle_requests(),
+            }
+            if !full {
+                return;
+            }
+        }
+    }
+
+    /// A connection between two requests is the new process's.
+    fn hand_over_one(&mut self, slot: u32) {
+        self.drop_backend(slot);
+        // Its registration would outlive our copy of the socket.
+        if !self.watch(slot, Side::Client, Interest::UNWATCHED) {
+            return;
+        }
+        self.wheel.cancel(slot);
+        if let Some(tunnel) = self.tunnels.try_remove(slot as usize) {
+            self.opening -= 1;
+            self.sockets -= 1;
+            self.uncount(&tunnel);
+        }
+    }
+
+    /// One connection less, though not one that has ended.
+    fn uncount(&self, tunnel: &Tunnel) {
+        tunnel.terms.listener.live().fetch_sub(1, Ordering::Relaxed);
+        if let (true, Some(address)) = (tunnel.counted, tunnel.peer.address()) {
+            tunnel.terms.listener.leave(address.ip());
+        }
+    }
+}
+
+fn send_waiting(
+    handing: &mut Handing,
+    waiting: Vec<Waiting>,
+    sockets: &[BorrowedFd<'_>],
+) -> io::Result<Vec<u16>> {
+    let deadline = Instant::now() + LATE;
+    handing.next = (handing.next + 1) % handing.channels.len().max(1);
+    let channel = handing.channels.get_mut(handing.next);
+    let channel = channel.ok_or(io::ErrorKind::NotConnected)?;
+    channel.send(&Down::Between(waiting), sockets, deadline)?;
+    let (taken, _): (Taken, _) = channel.receive(deadline)?;
+    channel.send(&Down::Commit, &[], deadline)?;
+    Ok(taken.refused)
 }
 
 fn send_frozen(handing: &mut Handing, tools: &mut Tools, deadline: Instant) -> io::Result<u64> {
@@ -326,7 +405,11 @@ fn hand_over_some(handing: &mut Handing, tools: &mut Tools) -> io::Result<Vec<Tu
     channel.send(&Down::Commit, &[], deadline)?;
     let (mut gone, mut kept) = (Vec::new(), Vec::new());
     for (place, tunnel) in (0_u16..).zip(handing.frozen.drain(..sent)) {
-        let pile = if refused.contains(&place) { &mut kept } else { &mut gone };
+        let pile = if refused.contains(&place) {
+            &mut kept
+        } else {
+            &mut gone
+        };
         pile.push(tunnel);
     }
     if !kept.is_empty() {

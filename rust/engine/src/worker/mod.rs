@@ -93,7 +93,10 @@ impl Listening {
 
     /// False if that is not possible.
     fn unwatch(&self, poller: &Poller) -> bool {
-        self.sockets.iter().map(|socket| poller.remove(socket)).all(|removed| removed.is_ok())
+        self.sockets
+            .iter()
+            .map(|socket| poller.remove(socket))
+            .all(|removed| removed.is_ok())
     }
 }
 
@@ -314,7 +317,7 @@ impl Worker {
             self.hand_over_late();
             self.publish();
             if let Some(deadline) = self.finish_at
-                && (self.tunnels.is_empty() || self.now >= deadline)
+                && ((self.tunnels.is_empty() && !self.passes_on()) || self.now >= deadline)
             {
                 if self.say_goodbye() {
                     continue;
