@@ -152,6 +152,9 @@ async def _upgrade(balancer: Served) -> None:
         await balancer.upgrade()
     except PybalancerError:
         pass  # The log has it already.
+    except Exception:
+        # A defect of ours must not cost anybody a connection.
+        _log.exception("upgrade failed, this process goes on")
     finally:
         balancer.upgrade_told()
 

@@ -159,7 +159,7 @@ class Successor:
                 **offer.body,
                 "manifest": manifest.hex(),
                 "workers": self._engine.workers,
-                "listeners": [describe(each) for each in lent],
+                "listeners": [_described(each) for each in lent],
                 "admin": offer.admin is not None,
             }
             descriptors = [descriptor for each in lent for descriptor in each.descriptors]
@@ -261,7 +261,7 @@ class Successor:
         return f"the new process {how} before it was ready; the log says more"
 
 
-def describe(lent: _core.Lent) -> dict[str, Any]:
+def _described(lent: _core.Lent) -> dict[str, Any]:
     """Listening sockets, as they are offered."""
     return {
         "number": lent.number,

@@ -83,7 +83,7 @@ class Line:
                 return None
             content = json.loads(text)
             word = content.pop("word")
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             Message("", {}, descriptors).close()
             raise UpgradeError("the other process speaks nonsense") from error
         except BaseException:

@@ -409,7 +409,10 @@ def test_connections_between_requests_change_hands(environment: dict[str, str], 
         assert read_exactly(client, 2) == b"ok"
         return head
 
-    with server(answers) as backend, upgrading(environment, tmp_path, web(tmp_path, backend.address)) as running:
+    with (
+        server(answers) as backend,
+        upgrading(environment, tmp_path, web(tmp_path, backend.address)) as running,
+    ):
         fresh, kept, cut = (connect(running.address) for _ in range(3))
         assert b"close" not in ask(kept).lower()
         cut.sendall(b"GET / HTTP/1.1\r\nHo")
@@ -426,11 +429,13 @@ def test_connections_between_requests_change_hands(environment: dict[str, str], 
                 assert b"close" in head_of(cut).lower()
                 assert read_all(cut) == b"ok"
                 cut = None
-            until(lambda: not alive(old))
+            until(lambda: running.running == [running.pid])
         assert running.status()["active"] == 2
 
 
-def test_a_handshake_under_way_passes_through_two_upgrades(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_handshake_under_way_passes_through_two_upgrades(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
 
     def slow(connection: socket.socket) -> None:
@@ -441,9 +446,8 @@ def test_a_handshake_under_way_passes_through_two_upgrades(environment: dict[str
         client = connect(running.address)
         client.sendall(HANDSHAKE)
         until(lambda: backend.live)
-        pids = [running.pid]
-        for _ in range(2):
-            pids.append(json.loads(running.serving.ask("upgrade", "--json").stdout)["new_pid"])
+        asked = [running.serving.ask("upgrade", "--json") for _ in range(2)]
+        pids = [running.pid, *(json.loads(each.stdout)["new_pid"] for each in asked)]
         assert sorted(running.running) == sorted(pids)
         gate.touch()
         assert head_of(client).startswith(b"HTTP/1.1 101")
