@@ -261,6 +261,12 @@ class Served(Balancer):
             raise UpgradeError(f"process {self.replaced_by} has taken over: reload that one")
         return await super().reload(config)
 
+    async def reload_and_log(self) -> None:
+        """As of every balancer, and silent where the new process does it."""
+        await self._upgrade_over.wait()
+        if self.replaced_by is None:
+            await super().reload_and_log()
+
 
 def _temporary(path: str, pid: int) -> str:
     return f"{path}.{pid}"

@@ -126,7 +126,7 @@ class Predecessor:
             await self._hear("commit")
         except UpgradeError:
             # It has died in this moment. All that it had is here, and nobody else is left to serve it.
-            if self._talk.state != "received" or os.getppid() == self.pid:
+            if self._talk.state != "received" or not await self._is_orphaned():
                 raise
         else:
             # Before the first of them is touched: who finds this word knows whose they are.
@@ -138,6 +138,14 @@ class Predecessor:
         with contextlib.suppress(UpgradeError):
             await self._say("serving", {})
         return tunnels
+
+    async def _is_orphaned(self) -> bool:
+        """Whether the old process, which has started this one, has died. Its files are closed just before."""
+        for _ in range(50):
+            if os.getppid() != self.pid:
+                return True
+            await trio.sleep(0.01)
+        return False
 
     async def settle(self) -> None:
         """All is done that the old process may wait for."""

@@ -268,3 +268,27 @@ def test_hup_during_an_upgrade_waits(environment: dict[str, str], tmp_path: Path
         assert running.status()["last_reload"] is None
         os.kill(child, signal.SIGKILL)
         running.serving.line("reloaded \\(generation 2")
+
+
+def test_an_old_process_that_dies_when_all_is_handed_over_has_a_successor(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    killing = tampered(environment, tmp_path, STEP="after received", STEP_OLD="1")
+    with server() as backend, upgrading(killing, tmp_path, file_of(tmp_path, backend.address)) as running:
+        clients = [connect(running.address) for _ in range(20)]
+        assert all(echoes(client) for client in clients)
+        assert running.serving.ask("upgrade").returncode == 1
+        assert running.serving.process.wait(20) == -signal.SIGKILL
+        (running.pid,) = until(lambda: running.running)
+        assert all(echoes(client) for client in clients)
+        assert served(running.address)
+        until(lambda: (tmp_path / "pid").read_text() == f"{running.pid}\n")
+        assert running.status()["active"] == 20
+
+
+def test_what_cannot_be_carried_is_waited_for(environment: dict[str, str], tmp_path: Path) -> None:
+    busy = tampered(environment, tmp_path, BUSY="a drain of pool chat is under way")
+    with server() as backend, upgrading(busy, tmp_path, file_of(tmp_path, backend.address)) as running:
+        asked = running.serving.ask("upgrade")
+        assert asked.returncode == 1
+        assert "not now: a drain of pool chat is under way" in asked.stderr

@@ -27,9 +27,12 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
     number = getattr(signal, os.environ.get("STEP_SIGNAL", "SIGKILL"))
     send, receive = line.Line.send, line.Line.receive
 
+    # A moment later this process has another parent.
+    target = os.getppid() if "STEP_OLD" in os.environ else os.getpid()
+
     def reached(name):
         if name == step:
-            os.kill(os.getpid(), number)
+            os.kill(target, number)
 
     async def watched_send(self, word, body, descriptors=()):
         reached(f"before {word}")
@@ -51,7 +54,9 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
     line.Line.send, line.Line.receive = watched_send, watched_receive
 '''
 PREDECESSOR = """
-import os
+if "BUSY" in os.environ:
+    from pybalancer.balancer import Balancer
+    Balancer.busy = lambda balancer: os.environ["BUSY"]
 if "FREEZE_SECONDS" in os.environ:
     from pybalancer.upgrade import handing
     handing.FREEZE_SECONDS = handing.COMMIT_SECONDS = float(os.environ["FREEZE_SECONDS"])

@@ -31,6 +31,8 @@ struct Arriving {
     held: Vec<Tunnel>,
     /// The same of connections between two requests.
     waiting: Vec<(Waiting, OwnedFd)>,
+    /// All that stood has come.
+    complete: bool,
 }
 
 impl Arriving {
@@ -62,6 +64,7 @@ impl Worker {
             channel: Some(channel),
             held: Vec::new(),
             waiting: Vec::new(),
+            complete: false,
         });
     }
 
@@ -74,14 +77,16 @@ impl Worker {
         if let Some(arriving) = adopting.channels.get_mut(number as usize)
             && let Err(error) = self.listen_to(arriving, &guests, active)
         {
-            if !active {
+            // Where all has come nobody knows yet whose it is: the other process may have died.
+            if active || !arriving.complete {
+                self.sockets -= arriving.sockets();
+                arriving.held.clear();
+                arriving.waiting.clear();
+            }
+            if !active && !arriving.complete {
                 let text = format!("the old process's channel broke: {error}");
                 guests.note(|arrivals| arrivals.error = Some(text));
             }
-            // It goes with what was not ours.
-            self.sockets -= arriving.sockets();
-            arriving.held.clear();
-            arriving.waiting.clear();
             if let Some(channel) = arriving.channel.take() {
                 let _ = self.poller.remove(&channel);
             }
@@ -115,6 +120,7 @@ impl Worker {
                     if count != arriving.held.len() as u64 {
                         return Err(io::Error::other("some tunnels are missing"));
                     }
+                    arriving.complete = true;
                     guests.note(|arrivals| arrivals.ended += 1);
                 }
                 Down::Between(waiting) => {
