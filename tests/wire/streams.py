@@ -28,6 +28,8 @@ SWITCHING = (
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 )
 NOISE = random.Random(42).randbytes(1 << 17)
+NAME = 16
+"""Bytes of its name with which a client begins; in a WebSocket they have a header before them."""
 LARGEST = 3000
 """Bytes of a chunk of a stream that is not bulk."""
 WINDOW = 1 << 18
@@ -44,8 +46,8 @@ class End:
         self.client, self.web = client, web
         self.sent, self.received = hashlib.sha256(), hashlib.sha256()
         self.counts = [0, 0]
-        self.number: int | None = None
-        """Which tunnel it is: the client says so in its first eight bytes."""
+        self.first = b""
+        """What it heard first: which tunnel it is."""
         self.ready = not web
         self.head = bytearray()
         self.ahead = b""
@@ -125,6 +127,7 @@ class End:
             if not self.client:
                 self.socket.sendall(SWITCHING)
         if data:
+            self.first += data[: NAME - len(self.first)]
             self.received.update(data)
             self.counts[1] += len(data)
 
@@ -141,7 +144,7 @@ class Streams:
         self.backend = text_of(self.listening.getsockname())
         self.clients: list[End] = []
         self.servers: dict[int, End] = {}
-        """By the client's port at the balancer, which is not known; so by the order of arrival."""
+        """By the number of the client."""
         self._ends: dict[int, End] = {}
         self._poller = select.epoll()
         self._poller.register(self.listening, select.EPOLLIN)
@@ -165,18 +168,20 @@ class Streams:
             end = End(connection, len(self.clients), client=True, web=self.web)
             for name, value in kind.items():
                 setattr(end, name, value)
+            with self._lock:
+                self.clients.append(end)
             if self.web:
                 connection.sendall(HANDSHAKE)
             # Told apart by the first bytes of their streams: a frame whose payload is a number.
-            name = struct.pack("!Q", len(self.clients))
+            number = len(self.clients) - 1
+            name = b"%016d" % number
             if self.web:
-                name = struct.pack("!BB", 0x80 | BINARY, 0x80 | len(name)) + b"\0\0\0\0" + name
+                name = struct.pack("!BB", 0x80 | BINARY, 0x80 | 10) + b"\0\0\0\0" + b"%010d" % number
             connection.sendall(name)
             end.sent.update(name)
             end.counts[0] += len(name)
             connection.setblocking(False)
             with self._lock:
-                self.clients.append(end)
                 self._ends[connection.fileno()] = end
             self._poller.register(connection, 0 if end.deaf else select.EPOLLIN)
             opened.append(end)
@@ -201,9 +206,9 @@ class Streams:
                     self._accept()
                     continue
                 end = self._ends[number]
-                before = end.counts[1]
+                nameless = len(end.first) < NAME
                 end.hear()
-                if not end.client and before == 0 and end.counts[1]:
+                if not end.client and nameless and len(end.first) == NAME:
                     self._name(end)
                 if end.ended:
                     self._poller.unregister(number)
@@ -213,8 +218,11 @@ class Streams:
                 self.turns += 1
 
     def _name(self, end: End) -> None:
-        end.number = len(self.servers)
-        self.servers[end.number] = end
+        number = int(end.first[-10:])
+        client = self.clients[number]
+        # Whoever does not listen has a backend that talks all the more.
+        end.bulk = client.bulk or client.deaf
+        self.servers[number] = end
 
     def _talk(self) -> None:
         with self._lock:
@@ -223,7 +231,7 @@ class Streams:
             for end in self._dice.sample(ends, min(len(ends), 100)):
                 end.say()
             for end in ends:
-                if end.bulk or (not end.client and end.deaf):
+                if end.bulk:
                     end.say()
         elif self._phase == "finish":
             for end in ends:
@@ -258,22 +266,17 @@ class Streams:
 
     def differences(self) -> list[str]:
         """After ``finish``: the streams of which one side has not got what the other has sent."""
-
-        def told(ends: list[End], of_sent: bool) -> list[tuple[int, str]]:
-            pick = (
-                (lambda end: (end.counts[0], end.sent.hexdigest()))
-                if of_sent
-                else (lambda end: (end.counts[1], end.received.hexdigest()))
-            )
-            return sorted(pick(end) for end in ends)
-
-        servers = list(self.servers.values())
-        wrong = []
-        if told(self.clients, True) != told(servers, False):
-            wrong.append("backends did not get what clients sent")
-        if told(servers, True) != told(self.clients, False):
-            wrong.append("clients did not get what backends sent")
-        return wrong + self.failures()
+        wrong = self.failures()
+        for number, client in enumerate(self.clients):
+            server = self.servers[number]
+            for what, sender, receiver in (("to", client, server), ("from", server, client)):
+                sent = sender.counts[0], sender.sent.hexdigest()
+                received = receiver.counts[1], receiver.received.hexdigest()
+                if sent != received:
+                    wrong.append(
+                        f"{what} the backend of {number}: sent {sent[0]} bytes, received {received[0]}"
+                    )
+        return wrong
 
     @property
     def moved(self) -> int:

@@ -272,7 +272,8 @@ def test_frames_are_followed_across_processes(environment: dict[str, str], tmp_p
         file = web(tmp_path, backend.address, "max_message = 100000")
         with upgrading(environment, tmp_path, file) as running:
             client = websocket(running.address)
-            whole = struct.pack("!BBH", 0x80 | BINARY, 126, 1000) + bytes(1000)
+            # Taken for a header, this payload would be nonsense.
+            whole = struct.pack("!BBH", 0x80 | BINARY, 126, 1000) + b"\xff" * 1000
             # The backend sends the client's bytes back as they are, so they are a server's frame.
             for cut in (1, 3, 500):
                 client.sendall(whole[:cut])
