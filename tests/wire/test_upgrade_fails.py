@@ -286,6 +286,25 @@ def test_an_old_process_that_dies_when_all_is_handed_over_has_a_successor(
         assert running.status()["active"] == 20
 
 
+@pytest.mark.parametrize("step", ["on offer", "before received"])
+def test_a_new_process_without_an_old_one_does_not_linger(
+    environment: dict[str, str], tmp_path: Path, step: str
+) -> None:
+    killing = tampered(environment, tmp_path, STEP=step, STEP_OLD="1")
+    with server() as backend, upgrading(killing, tmp_path, file_of(tmp_path, backend.address)) as running:
+        with connect(running.address) as client:
+            assert echoes(client)
+            assert running.serving.ask("upgrade").returncode == 1
+            assert running.serving.process.wait(20) == -signal.SIGKILL
+            if step == "on offer":
+                until(lambda: running.running == [])
+                assert client.recv(1) == b""
+            else:
+                # It had all of it already.
+                (running.pid,) = until(lambda: running.running)
+                assert echoes(client)
+
+
 def test_what_cannot_be_carried_is_waited_for(environment: dict[str, str], tmp_path: Path) -> None:
     busy = tampered(environment, tmp_path, BUSY="a drain of pool chat is under way")
     with server() as backend, upgrading(busy, tmp_path, file_of(tmp_path, backend.address)) as running:
