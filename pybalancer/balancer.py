@@ -174,8 +174,13 @@ class Balancer:
     async def _before_service(self) -> None:
         """The first plan is applied."""
 
-    def busy(self) -> str | None:
+    def hindrance(self) -> str | None:
         """What is under way that a new process could not go on with."""
+        for drain in self._live().drains():
+            if drain.state == "running":
+                what = "a shed" if drain.kind == "shed" else "a drain"
+                of = drain.pool or drain.listener
+                return f"{what} of {of or 'everything'} is under way"
         return None
 
     async def upgrade(self, patience: float | None = None) -> UpgradeResult:

@@ -145,7 +145,7 @@ class Served(Balancer):
             raise UpgradeError("this process is ending")
         if not self._upgrade_over.is_set():
             raise UpgradeError("an upgrade is under way already")
-        if (why := self.busy()) is not None:
+        if (why := self.hindrance()) is not None:
             raise UpgradeError(f"not now: {why}")
         self._upgrade_over, self._upgrading = trio.Event(), trio.CancelScope()
         _log.info("upgrading: starting a new process")

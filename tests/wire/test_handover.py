@@ -210,6 +210,22 @@ def test_a_backend_that_the_new_plan_does_not_know_keeps_or_loses_its_tunnels() 
                     assert until(new.reasons) == ["backend-removed"]
 
 
+def test_tunnels_of_a_backend_that_is_gone_are_drained_by_the_new_engine() -> None:
+    drains = {"on_remove": "drain", "drain_over": 0.2, "drain_deadline": 20.0}
+    with server() as first, server() as second, proxy([first], workers=2) as old:
+        clients = [connect(old.address) for _ in range(10)]
+        assert all(echoes(client) for client in clients)
+        with successor(old, backends=[second], pool=drains) as new:
+            assert new.take_over() == 10
+            assert all(read_all(client) == b"" for client in clients)
+            for client in clients:
+                client.close()
+            until(lambda: new.engine.active() == 0)
+            assert set(new.reasons()) == {"backend-removed"}
+            (drain,) = new.engine.drains()
+            assert (drain.kind, drain.total, drain.closed, drain.cut) == ("removed", 10, 10, 0)
+
+
 def test_handshakes_under_way_end_in_the_old_engine_and_go_over_as_tunnels() -> None:
     with (
         server() as backend,

@@ -56,7 +56,7 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
 PREDECESSOR = """
 if "BUSY" in os.environ:
     from pybalancer.balancer import Balancer
-    Balancer.busy = lambda balancer: os.environ["BUSY"]
+    Balancer.hindrance = lambda balancer: os.environ["BUSY"]
 if "FREEZE_SECONDS" in os.environ:
     from pybalancer.upgrade import handing
     handing.FREEZE_SECONDS = handing.COMMIT_SECONDS = float(os.environ["FREEZE_SECONDS"])

@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod cookie;
+pub mod drain;
 pub mod endpoint;
 pub mod flow;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod proxy;
 pub mod rate;
 pub mod record;
 pub mod route;
+pub mod shed;
 pub mod time;
 pub mod timers;
 pub mod web;

@@ -73,6 +73,14 @@ pub enum Reason {
     MessageTooBig,
     /// The client did not answer a ping.
     PingTimeout,
+    /// Told to go by a drain.
+    Drained,
+    /// Still there at the deadline of a drain.
+    DrainDeadline,
+    /// Told to go to where there is more room.
+    Shed,
+    /// Its listener drains, and takes no new tunnels.
+    Draining,
 }
 
 impl Reason {
@@ -110,6 +118,10 @@ impl Reason {
             Reason::LateAnswer => "late-answer",
             Reason::MessageTooBig => "message-too-big",
             Reason::PingTimeout => "ping-timeout",
+            Reason::Drained => "drained",
+            Reason::DrainDeadline => "drain-deadline",
+            Reason::Shed => "shed",
+            Reason::Draining => "draining",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The handle on the workers.
 
+mod draining;
 mod handing;
 
+pub use draining::{Progress as DrainProgress, Target};
 pub use handing::Lent;
 
 use std::collections::HashMap;
@@ -23,7 +25,8 @@ use pybalancer_core::route::{Facts, key_hash};
 use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
-use crate::deployment::{DeployedPool, Deployment, overlap};
+use crate::deployment::{DeployedPool, Deployment, Leaving, overlap};
+use crate::drains::Order;
 use crate::handover::Guests;
 use crate::mailbox::{Command, Mailbox, mailbox};
 use crate::outbox::Outbox;
@@ -113,10 +116,15 @@ struct State {
     inherited: HashMap<SocketKey, (u32, Listening)>,
     /// Tunnels that another process hands over.
     guests: Option<Arc<Guests>>,
+    /// Backends whose tunnels are drained once they have come.
+    leaving: Vec<Leaving>,
     sockets: HashMap<SocketKey, Bound>,
     next_socket: u32,
     generation: u64,
     deployment: Option<Arc<Deployment>>,
+    /// Drains and sheds: those under way, and for a while those that are over.
+    drains: Vec<Arc<Order>>,
+    drained: u64,
     closed: bool,
 }
 
@@ -156,10 +164,13 @@ impl Engine {
             ledger,
             inherited: HashMap::new(),
             guests: None,
+            leaving: Vec::new(),
             sockets: HashMap::new(),
             next_socket: 0,
             generation: 0,
             deployment: None,
+            drains: Vec::new(),
+            drained: 0,
             closed: false,
         };
         // The workers already started are told to finish when this is dropped on an error.
@@ -315,6 +326,7 @@ impl Engine {
                 .send(Command::Apply(Arc::clone(&next)), None)
                 .is_ok();
         }
+        self.drain_leaving(&mut state, &next.leaving);
         let before = state.deployment.replace(Arc::clone(&next));
         state.sockets.retain(|_, bound| {
             if next.fronts.iter().any(|front| front.socket == bound.number) {

@@ -19,7 +19,8 @@ use rustix::net::{
 };
 
 use crate::deployment::Deployment;
-use crate::handover::Order;
+use crate::drains::Order;
+use crate::handover;
 use crate::sys::above_standard_streams;
 
 /// What a worker is told.
@@ -33,12 +34,14 @@ pub enum Command {
     },
     /// Run this plan from now on.
     Apply(Arc<Deployment>),
+    /// Tell tunnels to go.
+    Drain(Arc<Order>),
     /// Accept no more; tunnels go on.
     StopAccepting,
     /// Accept no more, and end when the last tunnel has, or at the deadline.
     Finish(Tick),
     /// A step of a hand-over to or from another process.
-    HandOver(Order),
+    HandOver(handover::Order),
     /// Panic, for the test of it.
     Panic,
 }

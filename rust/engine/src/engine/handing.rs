@@ -134,7 +134,7 @@ impl Engine {
             }
         }
         let deadline = Instant::now() + patience;
-        self.order(patience + SLACK, |report| Order::Freeze {
+        self.command_all(patience + SLACK, |report| Order::Freeze {
             deadline,
             report,
         })
@@ -142,12 +142,12 @@ impl Engine {
 
     /// Go on with what is frozen; how many tunnels that are.
     pub fn thaw(&self) -> Result<u64, String> {
-        self.order(PATIENCE, Order::Thaw)
+        self.command_all(PATIENCE, Order::Thaw)
     }
 
     /// What is frozen was the other process's, and that has died: abort it and go on.
     pub fn bury(&self) -> Result<u64, String> {
-        self.order(PATIENCE, Order::Bury)
+        self.command_all(PATIENCE, Order::Bury)
     }
 
     /// The other process has what is frozen, and the listening sockets of these numbers. End like
@@ -175,7 +175,11 @@ impl Engine {
     }
 
     /// Give an order to every worker, and add up what they report.
-    fn order(&self, patience: Duration, order: impl Fn(Report) -> Order) -> Result<u64, String> {
+    fn command_all(
+        &self,
+        patience: Duration,
+        order: impl Fn(Report) -> Order,
+    ) -> Result<u64, String> {
         let (report, reports) = mpsc::channel();
         for mailbox in &self.mailboxes {
             let order = Command::HandOver(order(report.clone()));
@@ -230,7 +234,7 @@ impl Engine {
         let guests = Guests::new(&manifest, &deployment, registry, &ledger, channels.len());
         let guests = Arc::new(guests.ok_or("more listeners and backends than there is room for")?);
         // Of those that this plan does not name any more too.
-        decide_fates(&deployment.pools, &state.registry, None);
+        state.leaving = decide_fates(&deployment.pools, &state.registry, None).1;
         state.guests = Some(Arc::clone(&guests));
         for (index, channel) in channels.into_iter().enumerate() {
             let mailbox = self.mailboxes.get(index % self.mailboxes.len().max(1));
@@ -270,6 +274,10 @@ impl Engine {
             }
         }
         self.shared.holding.store(false, Ordering::Relaxed);
-        self.order(PATIENCE, Order::Activate)
+        let tunnels = self.command_all(PATIENCE, Order::Activate)?;
+        let mut state = self.state();
+        let leaving = std::mem::take(&mut state.leaving);
+        self.drain_leaving(&mut state, &leaving);
+        Ok(tunnels)
     }
 }

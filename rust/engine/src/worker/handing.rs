@@ -171,6 +171,10 @@ impl Worker {
         {
             self.wheel.set(slot, at);
         }
+        // It has another place now, or comes from elsewhere.
+        if !self.drains.is_empty() {
+            self.join_drains(slot);
+        }
     }
 
     /// Ask for no more connections. Those who come wait in the kernel's queue, for us or for the new process.
