@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import trio
@@ -136,11 +137,8 @@ class Served(Balancer):
         one finishes what is under way, and ends by itself.
         """
         self._live()
-        if os.getpid() == 1:
-            raise UpgradeError(
-                "this is process 1 of its container, which ends with it: start a new container instead, "
-                "or run pybalancer under an init (docker run --init)"
-            )
+        if (first := container_of(os.getpid(), os.getppid(), Path("/proc/1/comm"))) is not None:
+            raise UpgradeError(f"{first}, and the container ends with it: start a new container instead")
         if self._stopping or self.replaced_by is not None:
             raise UpgradeError("this process is ending")
         if not self._upgrade_over.is_set():
@@ -266,6 +264,21 @@ class Served(Balancer):
         await self._upgrade_over.wait()
         if self.replaced_by is None:
             await super().reload_and_log()
+
+
+INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit", "podman-init")
+"""What runs as process 1 of containers and ends when the process that it has started does."""
+
+
+def container_of(pid: int, parent: int, first: Path) -> str | None:
+    """What of a container this process is, if the container cannot outlive it; ``first`` names process 1."""
+    if pid == 1:
+        return "this is process 1 of its container"
+    with contextlib.suppress(OSError):
+        name = first.read_text().strip()
+        if parent == 1 and name in INITS:
+            return f"this is what the container's {name} runs"
+    return None
 
 
 def _temporary(path: str, pid: int) -> str:

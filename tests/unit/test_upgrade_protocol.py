@@ -16,6 +16,7 @@ from pybalancer.errors import UpgradeError
 from pybalancer.upgrade import protocol
 from pybalancer.upgrade.line import Line, encode
 from pybalancer.upgrade.protocol import TRANSITIONS, Conversation, disagreement
+from pybalancer.upgrade.served import container_of
 
 ROOT = Path(__file__).parents[2]
 WAY = [(who, word) for (_, who, word), state in TRANSITIONS.items() if state != "ended"]
@@ -141,3 +142,18 @@ async def test_a_message_that_is_cut_off_is_none() -> None:
     line = Line(there)
     assert await line.receive() is None
     line.close()
+
+
+def test_a_container_that_would_end_is_noticed(tmp_path: Path) -> None:
+    first = tmp_path / "comm"
+    for name, pid, parent, refused in (
+        ("pybalancer", 1, 0, True),
+        ("tini", 7, 1, True),
+        ("docker-init", 7, 1, True),
+        ("tini", 9, 7, False),
+        ("systemd", 812, 1, False),
+        ("bash", 7, 1, False),
+    ):
+        first.write_text(f"{name}\n")
+        assert (container_of(pid, parent, first) is not None) == refused, name
+    assert container_of(7, 1, tmp_path / "nothing") is None
