@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from pybalancer._core import EngineError, PlanError
     from pybalancer.balancer import Balancer
     from pybalancer.config.model import Config
-    from pybalancer.errors import AdminError, ConfigError, Problem, PybalancerError, StartError
+    from pybalancer.errors import (
+        AdminError,
+        ConfigError,
+        Problem,
+        PybalancerError,
+        StartError,
+        UpgradeError,
+    )
     from pybalancer.thread import run_in_thread
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "Problem",
     "PybalancerError",
     "StartError",
+    "UpgradeError",
     "run_in_thread",
 ]
 
@@ -47,6 +55,7 @@ _HOMES = {
     "Problem": "pybalancer.errors",
     "PybalancerError": "pybalancer.errors",
     "StartError": "pybalancer.errors",
+    "UpgradeError": "pybalancer.errors",
     "__version__": "pybalancer._core",
     "run_in_thread": "pybalancer.thread",
 }

@@ -14,6 +14,8 @@ __all__ = [
     "Engine",
     "EngineError",
     "Event",
+    "HandOver",
+    "Lent",
     "ListenerSpec",
     "Plan",
     "PlanError",
@@ -396,6 +398,80 @@ class Engine:
 
         Returns how many were aborted. Idempotent.
         """
+
+@final
+class Lent:
+    """Listening sockets of one address, on their way to another process.
+
+    ``number`` is the engine's that lends them. ``chosen_for`` names the listener where the kernel has chosen
+    the port. ``file`` is device and inode of a Unix socket's file. ``descriptors`` are this process's.
+    """
+
+    def __new__(
+        cls,
+        *,
+        number: int,
+        bind: str,
+        chosen_for: str | None,
+        address: str,
+        file: tuple[int, int] | None,
+        descriptors: Sequence[int],
+    ) -> Lent: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def bind(self) -> str: ...
+    @property
+    def chosen_for(self) -> str | None: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def file(self) -> tuple[int, int] | None: ...
+    @property
+    def descriptors(self) -> list[int]: ...
+
+@final
+class HandOver:
+    """Live tunnels go from one process to another. One side lends, freezes and lets go; the other inherits,
+    receives and activates. EngineError says what went wrong; what is frozen stays so until ``thaw``.
+    """
+
+    FORMAT: Final[int]
+    """Version of all that the two say to each other. Processes of different formats must part at once."""
+
+    def __new__(cls, engine: Engine) -> HandOver: ...
+    def lend(self) -> list[Lent]:
+        """Copies of all listening sockets; the caller closes their descriptors."""
+    def manifest(self) -> bytes:
+        """What tunnels may refer to, for ``receive``."""
+    def freeze(self, channels: Sequence[int], timeout: float) -> int:
+        """Stop accepting, freeze every tunnel that stands, send them over these stream sockets.
+
+        Takes the descriptors over. Returns how many tunnels were sent.
+        """
+    def thaw(self) -> int:
+        """Go on as if nothing had been; with how many tunnels."""
+    def bury(self) -> int:
+        """The other process has died with what is frozen: abort it, and accept again; how many tunnels."""
+    def let_go(self, taken: Sequence[int], grace: float) -> int:
+        """What is frozen is the other process's, and so are the listening sockets of these numbers.
+
+        Serves what is under way for up to ``grace`` seconds, hands over what becomes a tunnel meanwhile, and
+        ends the engine. Returns how many connections were aborted.
+        """
+    def inherit(self, lent: Sequence[Lent]) -> None:
+        """Before the first ``Engine.apply``: use these sockets, and accept nothing yet.
+
+        Takes the descriptors over.
+        """
+    def unwanted(self) -> list[int]:
+        """Numbers of those that no plan has asked for."""
+    def receive(self, manifest: bytes, channels: Sequence[int]) -> None:
+        """Hold what comes over these stream sockets. Takes the descriptors over."""
+    def wait_received(self, timeout: float) -> int | None:
+        """How many tunnels are held, once all have come; None if they have not within ``timeout``."""
+    def activate(self) -> int:
+        """Serve what is held, and accept; how many tunnels."""
 
 @final
 class probe:

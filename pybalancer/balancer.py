@@ -18,17 +18,26 @@ from pybalancer.config.compile import compile_plan, resolve
 from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
 from pybalancer.config.secret import read_secret, read_token
-from pybalancer.errors import AdminError, ConfigError, Problem, PybalancerError, StartError, plain
+from pybalancer.errors import (
+    AdminError,
+    ConfigError,
+    Problem,
+    PybalancerError,
+    StartError,
+    UpgradeError,
+    plain,
+)
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
 from pybalancer.policy.coalesce import Coalescer
 from pybalancer.policy.health import BackendHealth, apply_panic, unknown
-from pybalancer.status import LastReload, ReloadResult, Status
+from pybalancer.status import LastReload, ReloadResult, Status, UpgradeResult
 from pybalancer.tasks import events
 from pybalancer.tasks.health import HealthWatcher
 from pybalancer.tasks.logs import RecordWriter
 from pybalancer.tasks.reload import Mark, mark, watch_file
 
 if TYPE_CHECKING:
+    from pybalancer.admin.sockets import Door
     from pybalancer.stats.reader import Stats
 
 _log = logging.getLogger("pybalancer")
@@ -72,6 +81,8 @@ class Balancer:
         self._admin_wanted = admin
         self._records = records
         self._admin: str | None = None
+        self._admin_scope = trio.CancelScope()
+        self._admin_door: Door | None = None
         self._started = time.monotonic()
         self._phase: Literal["new", "starting", "running", "ended"] = "new"
         self._last_reload: LastReload | None = None
@@ -92,6 +103,7 @@ class Balancer:
         self._stats: Stats
         self._watcher: HealthWatcher
         self._swaps: Coalescer
+        self._nursery: trio.Nursery
         self._stack: contextlib.AsyncExitStack
 
     # Start and end.
@@ -129,12 +141,12 @@ class Balancer:
         seen = mark(self._path) if self._path is not None else None
         config = await trio.to_thread.run_sync(self._load, None)
         addresses = await resolve(config)
-        secret = await trio.to_thread.run_sync(read_secret, config)
         self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
         self._watcher = HealthWatcher(self._swaps.request)
         async with contextlib.AsyncExitStack() as stack:
             self._handle = await self._start_engine(config)
             stack.push_async_callback(self._close_engine)
+            secret = await self._find_secret(config)
             self._stats = stack.enter_context(Stats(fd=self._engine.stats_fd))
             # From here on there is nobody to ask: its tasks have ended, its statistics go next.
             stack.callback(self._end)
@@ -142,21 +154,57 @@ class Balancer:
             # A nursery that is left is cancelled first: the tasks end before the engine does.
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
+            await self._before_plan(config, addresses)
             await self._apply(config, addresses, secret)
             self._watcher.update(config, addresses)
+            await self._before_service()
             self._phase = "running"
+            self._nursery = nursery
             await self._start_tasks(nursery, config, seen)
             self._stack = stack.pop_all()
+
+    # What one that takes the place of another process does besides (``pybalancer.upgrade.served``).
+
+    async def _find_secret(self, config: Config) -> bytes:
+        return await trio.to_thread.run_sync(read_secret, config)
+
+    async def _before_plan(self, config: Config, addresses: dict[Key, str]) -> None:
+        """The workers run, without a plan."""
+
+    async def _before_service(self) -> None:
+        """The first plan is applied."""
+
+    def hindrance(self) -> str | None:
+        """What is under way that a new process could not go on with."""
+        for drain in self._live().drains():
+            if drain.state == "running":
+                what = "a shed" if drain.kind == "shed" else "a drain"
+                of = drain.pool or drain.listener
+                return f"{what} of {of or 'everything'} is under way"
+        return None
+
+    async def upgrade(self, patience: float | None = None) -> UpgradeResult:
+        """Put a new process in the place of this one, which only ``pybalancer serve`` can: UpgradeError."""
+        raise UpgradeError(
+            "this balancer is part of another program: "
+            "a new process can take over from `pybalancer serve` only"
+        )
+
+    def upgrade_told(self) -> None:
+        """Whoever asked for an upgrade has its answer."""
 
     async def _start_engine(self, config: Config) -> _core.Engine:
         section = config.balancer
         try:
             return await trio.to_thread.run_sync(
-                lambda: _core.Engine(workers=section.workers, stats_path=section.stats)
+                lambda: _core.Engine(workers=section.workers, stats_path=self._stats_path(section.stats))
             )
         except OSError as error:
             what = f"{section.stats}: " if section.stats else ""
             raise StartError(f"cannot start workers: {what}{error.strerror or error}") from error
+
+    def _stats_path(self, path: str | None) -> str | None:
+        return path
 
     async def _start_tasks(self, nursery: trio.Nursery, config: Config, seen: Mark) -> None:
         if self._records is not None:
@@ -176,16 +224,20 @@ class Balancer:
 
         explicit = config.balancer.admin
         where = explicit or str(address.default())
-        try:
-            self._admin = await nursery.start(
-                lambda task_status: server.serve(
+
+        async def serve(task_status: trio.TaskStatus[str]) -> None:
+            with self._admin_scope:
+                await server.serve(
                     self,
                     where,
                     token=read_token(config.balancer),
                     origins=config.balancer.admin_origins,
+                    door=self._admin_door,
                     task_status=task_status,
                 )
-            )
+
+        try:
+            self._admin = await nursery.start(serve)
         except* AdminError as group:
             error = plain(group)
             if explicit is not None or not isinstance(error, server.AlreadyRunning):

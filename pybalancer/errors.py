@@ -53,6 +53,10 @@ class AdminError(PybalancerError):
     """The running balancer cannot be asked: it does not answer, or it refused."""
 
 
+class UpgradeError(PybalancerError):
+    """No new process took this one's place: it goes on as if nothing had been."""
+
+
 def plain(error: BaseException) -> BaseException:
     """The one error inside of nested groups, or the group that has several.
 

@@ -108,6 +108,26 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeResult:
+    """How a new process took the place of an old one."""
+
+    old_pid: int
+    new_pid: int
+    old_version: str
+    new_version: str
+    tunnels: int
+    """That changed hands."""
+    frozen_seconds: float
+    """How long they stood still."""
+    seconds: float
+    """From the start of the new process until it served."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LastReload:
     """How the newest reload went. ``at`` is Unix time."""
 

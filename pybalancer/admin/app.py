@@ -9,15 +9,19 @@ GET  /metrics  Prometheus text.
 GET  /explain  ?source=IP:PORT[&pool=NAME]: which backend a client gets, and why; of a request
                ?source=IP:PORT&listener=NAME&host=HOST&path=PATH&header=NAME:VALUE&header=...
 POST /reload   read the file again and apply it: 200; 422 with every problem, and nothing changed.
+POST /upgrade  ?timeout=SECONDS: let a new process take over: 200 once it serves; 409 with the reason, or 422
+               with what is wrong with its file, and nothing changed.
 """
 
 import functools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,7 +30,7 @@ from starlette.routing import Route
 
 from pybalancer.admin.guard import Guard, Policy
 from pybalancer.admin.replies import JSONReply, TextReply
-from pybalancer.errors import ConfigError, PybalancerError
+from pybalancer.errors import ConfigError, PybalancerError, UpgradeError
 from pybalancer.explanation import parse_header
 
 BODY_LIMIT = 64 * 1024
@@ -37,6 +41,8 @@ BODY_SECONDS = 5.0
 """Time for a request's body to arrive."""
 ANSWER_SECONDS = 30.0
 """Time for an answer; a reload that resolves names takes longest."""
+UPGRADE_SECONDS = 600.0
+"""The same for an upgrade, which has deadlines of its own."""
 
 _log = logging.getLogger("pybalancer.admin")
 
@@ -63,6 +69,8 @@ class Operable(Protocol):
     ) -> Mapping[str, Any]: ...
     def metrics(self) -> str: ...
     async def reload(self) -> Any: ...
+    async def upgrade(self, patience: float | None = None) -> Reportable: ...
+    def upgrade_told(self) -> None: ...
 
 
 _Endpoint = Callable[[Operable, Request], Awaitable[Response]]
@@ -71,8 +79,8 @@ _Endpoint = Callable[[Operable, Request], Awaitable[Response]]
 def make_app(balancer: Operable, policy: Policy) -> Guard:
     """The ASGI application, behind its guard."""
 
-    def route(path: str, endpoint: _Endpoint, method: str = "GET") -> Route:
-        return Route(path, functools.partial(_answer, balancer, endpoint), methods=[method])
+    def route(path: str, endpoint: _Endpoint, method: str = "GET", seconds: float = ANSWER_SECONDS) -> Route:
+        return Route(path, functools.partial(_answer, balancer, endpoint, seconds), methods=[method])
 
     app = Starlette(
         routes=[
@@ -82,16 +90,17 @@ def make_app(balancer: Operable, policy: Policy) -> Guard:
             route("/metrics", _metrics),
             route("/explain", _explain),
             route("/reload", _reload, "POST"),
+            route("/upgrade", _upgrade, "POST", UPGRADE_SECONDS),
         ],
         exception_handlers={HTTPException: _http_error},
     )
     return Guard(app, policy)
 
 
-async def _answer(balancer: Operable, endpoint: _Endpoint, request: Request) -> Response:
+async def _answer(balancer: Operable, endpoint: _Endpoint, seconds: float, request: Request) -> Response:
     try:
         await _discard_body(request)
-        with trio.fail_after(ANSWER_SECONDS):
+        with trio.fail_after(seconds):
             return await endpoint(balancer, request)
     except HTTPException:
         raise
@@ -101,7 +110,9 @@ async def _answer(balancer: Operable, endpoint: _Endpoint, request: Request) -> 
             status_code=422,
         )
     except trio.TooSlowError:
-        return JSONReply({"error": f"no answer within {ANSWER_SECONDS:g} s"}, status_code=503)
+        return JSONReply({"error": f"no answer within {seconds:g} s"}, status_code=503)
+    except UpgradeError as error:
+        return JSONReply({"error": str(error)}, status_code=409)
     except PybalancerError as error:
         return JSONReply({"error": str(error)}, status_code=503)
     except Exception:
@@ -170,6 +181,21 @@ def _explained(text: str) -> dict[str, Any]:
 async def _reload(balancer: Operable, _request: Request) -> Response:
     result = await balancer.reload()
     return JSONReply(result.to_dict())
+
+
+async def _upgrade(balancer: Operable, request: Request) -> Response:
+    given = request.query_params.get("timeout")
+    most = UPGRADE_SECONDS / 2
+    if given is not None and not (
+        re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given) and 0 < float(given) <= most
+    ):
+        return JSONReply({"error": f"timeout is a number of seconds up to {most:g}"}, status_code=400)
+    result = await balancer.upgrade(None if given is None else float(given))
+
+    async def told() -> None:
+        balancer.upgrade_told()
+
+    return JSONReply(result.to_dict(), background=BackgroundTask(told))
 
 
 async def _discard_body(request: Request) -> None:

@@ -100,9 +100,10 @@ class Client:
         return _UnixConnection(self.address, self._timeout)
 
 
-def find(admin: str | None = None, config: str | None = None) -> Client:
+def find(admin: str | None = None, config: str | None = None, *, timeout: float = 35.0) -> Client:
     """The running balancer: at ``admin``, else PYBALANCER_ADMIN, else as the file ``config`` says, else
-    at the default socket. The token of a TCP address comes from PYBALANCER_ADMIN_TOKEN.
+    at the default socket. The token of a TCP address comes from PYBALANCER_ADMIN_TOKEN. ``timeout`` is of
+    each request.
 
     Raises AdminError for an address that is none, ConfigError for a file that is invalid.
     """
@@ -113,4 +114,5 @@ def find(admin: str | None = None, config: str | None = None) -> Client:
         address = load_file(config).balancer.admin
     if address == "none":
         raise AdminError("the admin interface is switched off (none)")
-    return Client(address or default(), token=os.environ.get("PYBALANCER_ADMIN_TOKEN"))
+    token = os.environ.get("PYBALANCER_ADMIN_TOKEN")
+    return Client(address or default(), token=token, timeout=timeout)

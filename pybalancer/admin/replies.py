@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 SAFE_HEADERS = {
@@ -21,9 +22,13 @@ class JSONReply(Response):
     media_type = "application/json"
 
     def __init__(
-        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        content: Any,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        background: BackgroundTask | None = None,
     ) -> None:
-        super().__init__(content, status_code, {**SAFE_HEADERS, **(headers or {})})
+        super().__init__(content, status_code, {**SAFE_HEADERS, **(headers or {})}, background=background)
 
     def render(self, content: Any) -> bytes:
         """The body."""

@@ -16,7 +16,7 @@ from hypercorn.trio import serve as serve_asgi
 from pybalancer.admin.address import TcpAddress, parse
 from pybalancer.admin.app import Operable, make_app
 from pybalancer.admin.guard import Policy
-from pybalancer.admin.sockets import AlreadyRunning, listen
+from pybalancer.admin.sockets import AlreadyRunning, Door, listen
 from pybalancer.errors import AdminError
 
 __all__ = ["AlreadyRunning", "serve"]
@@ -50,13 +50,14 @@ async def serve(
     *,
     token: str | None = None,
     origins: Collection[str] = (),
+    door: Door | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the admin interface at ``address`` (``unix:/path`` or ``host:port``) until cancelled.
 
     ``task_status`` gets the address really bound. A TCP address needs a ``token``; ``origins`` may
-    POST besides. Raises ``AlreadyRunning`` if another pybalancer answers at a Unix socket, else
-    ``AdminError`` that says what is in the way.
+    POST besides; ``door`` is what passes between two processes. Raises ``AlreadyRunning`` if another
+    pybalancer answers at a Unix socket, else ``AdminError`` that says what is in the way.
     """
     where = parse(address)
     hosts: tuple[str, ...] = ()
@@ -68,7 +69,9 @@ async def serve(
     log = logging.getLogger("pybalancer.admin.http")
     log.setLevel(logging.WARNING)
     policy = Policy(token=token if isinstance(where, TcpAddress) else None, hosts=hosts, origins=origins)
-    with listen(where) as listener:
+    with listen(where, door) as listener:
+        if door is not None:
+            door.listener = listener
         async with trio.open_nursery() as nursery:
             config = _ServerConfig(listener.dup(), log)
             await nursery.start(serve_asgi, make_app(balancer, policy), config)

@@ -26,14 +26,31 @@ class AlreadyRunning(AdminError):
     """Another pybalancer answers on this socket."""
 
 
+class Door:
+    """What one process leaves to the next: at the same address both listen for a moment.
+
+    A Unix socket's name is taken from the process that has it (``replacing``), a TCP socket is used by both:
+    ``inherited`` is the old one's, ``listener`` what the new one will leave.
+    """
+
+    def __init__(self, *, replacing: bool = False, inherited: socket.socket | None = None) -> None:
+        self.replacing = replacing
+        self.inherited = inherited
+        self.listener: socket.socket | None = None
+
+
 @contextmanager
-def listen(address: UnixAddress | TcpAddress) -> Iterator[socket.socket]:
+def listen(address: UnixAddress | TcpAddress, door: Door | None = None) -> Iterator[socket.socket]:
     """A socket that listens at ``address``; its name goes when the context ends.
 
     Raises AlreadyRunning, or AdminError that says what is in the way.
     """
     if isinstance(address, UnixAddress):
-        with _listen_unix(address.path) as listener:
+        with _listen_unix(address.path, door is not None and door.replacing) as listener:
+            yield listener
+    elif door is not None and door.inherited is not None and _is_at(door.inherited, address):
+        with door.inherited as listener:
+            listener.setblocking(False)
             yield listener
     else:
         with _listen_tcp(address) as listener:
@@ -59,8 +76,14 @@ def _listen_tcp(address: TcpAddress) -> socket.socket:
     return listener
 
 
+def _is_at(listener: socket.socket, address: TcpAddress) -> bool:
+    host, port = listener.getsockname()[:2]
+    wanted = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return any((host, port if address.port else 0) == where[:2] for *_, where in wanted)
+
+
 @contextmanager
-def _listen_unix(path: Path) -> Iterator[socket.socket]:
+def _listen_unix(path: Path, replacing: bool) -> Iterator[socket.socket]:
     try:
         directory = _open_directory(path.parent)
     except OSError as error:
@@ -68,7 +91,7 @@ def _listen_unix(path: Path) -> Iterator[socket.socket]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
-                identity = _take_name(listener, directory, path)
+                identity = _take_name(listener, directory, path, replacing)
             except OSError as error:
                 raise AdminError(f"admin unix:{path}: {error.strerror or error}") from error
             listener.setblocking(False)
@@ -101,13 +124,14 @@ def _open_directory(directory: Path) -> int:
     return descriptor
 
 
-def _take_name(listener: socket.socket, directory: int, path: Path) -> tuple[int, int]:
+def _take_name(listener: socket.socket, directory: int, path: Path, replacing: bool) -> tuple[int, int]:
     """Listen under the name ``path``, in place of a socket that nobody answers; device and inode."""
     temporary = f".{path.name}.{os.getpid()}"
     # Two that start at once must not both find the old socket dead: one looks and renames at a time.
     _lock(directory)
     try:
-        _refuse_if_taken(path, directory)
+        if not replacing:
+            _refuse_if_taken(path, directory)
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory)
         os.fchmod(listener.fileno(), 0o600)

@@ -1,5 +1,6 @@
 """A balancer as a service: signals, readiness, and what the log says of both."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,27 +12,36 @@ import trio
 
 from pybalancer.admin import address
 from pybalancer.admin.client import Client
-from pybalancer.balancer import Balancer, Source
-from pybalancer.cli import exits
+from pybalancer.balancer import Source
+from pybalancer.cli import exits, pid_file
 from pybalancer.cli.notify import notify, reloading
 from pybalancer.config.load import load_file
 from pybalancer.config.model import Config
-from pybalancer.errors import AdminError, StartError
+from pybalancer.errors import AdminError, PybalancerError, StartError
 from pybalancer.status import ReloadResult
 from pybalancer.tasks.logs import configure_logging
+from pybalancer.upgrade.handing import Command
+from pybalancer.upgrade.served import Served
+from pybalancer.upgrade.taking import Predecessor
 
 _log = logging.getLogger("pybalancer")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
-class _FileBalancer(Balancer):
+class _FileBalancer(Served):
     """A balancer whose flags stay in force when its file is read again."""
 
     def __init__(
-        self, file: Path, overrides: Mapping[tuple[str, str], Any], *, admin: bool, records: BinaryIO
+        self,
+        file: Path,
+        overrides: Mapping[tuple[str, str], Any],
+        *,
+        records: BinaryIO,
+        command: Command,
+        predecessor: Predecessor | None,
     ) -> None:
-        super().__init__(file, admin=admin, records=records)
+        super().__init__(file, records=records, command=command, predecessor=predecessor)
         self._overrides = overrides
 
     def _load(self, config: Source | None) -> Config:
@@ -69,13 +79,22 @@ def refuse_second(config: Config) -> None:
 
 
 async def run(
-    config: Config, file: Path | None, overrides: Mapping[tuple[str, str], Any], records: BinaryIO
+    config: Config,
+    file: Path | None,
+    overrides: Mapping[tuple[str, str], Any],
+    records: BinaryIO,
+    predecessor: Predecessor | None = None,
 ) -> int:
-    """Serve until a signal says to stop; the exit code. Raises ConfigError, StartError."""
+    """Serve until a signal says to stop; the exit code. Raises ConfigError, StartError.
+
+    ``predecessor`` is the process that this one takes over from.
+    """
+    command = Command()
+    balancer: Served
     if file is None:
-        balancer = Balancer(config, admin=True, records=records)
+        balancer = Served(config, records=records, command=command, predecessor=predecessor)
     else:
-        balancer = _FileBalancer(file, overrides, admin=True, records=records)
+        balancer = _FileBalancer(file, overrides, records=records, command=command, predecessor=predecessor)
     # From the first moment on: a TERM during a slow start must not leave a socket behind.
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -83,22 +102,29 @@ async def run(
             nursery.start_soon(_obey, signals, balancer, started, nursery)
             async with balancer:
                 started.set()
+                path = balancer.config.balancer.pid_file
                 _announce(balancer)
+                pid_file.write(path)
                 notify("READY=1")
+                await balancer.settle()
                 await balancer.wait_closed()
+                pid_file.remove(path)
             nursery.cancel_scope.cancel()
-    _log.info("stopped")
+    _log.info("stopped" if balancer.replaced_by is None else "stopped: another process serves now")
     return exits.FINE
 
 
 async def _obey(
-    signals: AsyncIterator[int], balancer: Balancer, started: trio.Event, nursery: trio.Nursery
+    signals: AsyncIterator[int], balancer: Served, started: trio.Event, nursery: trio.Nursery
 ) -> None:
     stopping = False
     async for number in signals:
         if number == signal.SIGHUP:
             if started.is_set() and not stopping:
                 nursery.start_soon(_reload, balancer)
+        elif number == signal.SIGUSR2:
+            if started.is_set() and not stopping:
+                nursery.start_soon(_upgrade, balancer)
         elif not started.is_set():
             nursery.cancel_scope.cancel()
         else:
@@ -106,7 +132,12 @@ async def _obey(
             stopping = True
 
 
-async def _reload(balancer: Balancer) -> None:
+async def _reload(balancer: Served) -> None:
+    await balancer.wait_upgraded()
+    if balancer.replaced_by is not None:
+        with contextlib.suppress(OSError):
+            os.kill(balancer.replaced_by, signal.SIGHUP)
+        return
     reloading()
     try:
         await balancer.reload_and_log()
@@ -116,8 +147,22 @@ async def _reload(balancer: Balancer) -> None:
     notify("READY=1")
 
 
-async def _stop(balancer: Balancer, grace: float) -> None:
-    notify("STOPPING=1")
+async def _upgrade(balancer: Served) -> None:
+    try:
+        await balancer.upgrade()
+    except PybalancerError:
+        pass  # The log has it already.
+    except Exception:
+        # A defect of ours must not cost anybody a connection.
+        _log.exception("upgrade failed, this process goes on")
+    finally:
+        balancer.upgrade_told()
+
+
+async def _stop(balancer: Served, grace: float) -> None:
+    await balancer.give_up_upgrade()
+    if balancer.replaced_by is None:
+        notify("STOPPING=1")
     if grace and (live := balancer.status().active):
         _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
     aborted = await balancer.stop(grace)
@@ -125,7 +170,9 @@ async def _stop(balancer: Balancer, grace: float) -> None:
         _log.warning("%d tunnels were aborted", aborted)
 
 
-def _announce(balancer: Balancer) -> None:
+def _announce(balancer: Served) -> None:
+    if balancer.taken_over is not None:
+        _log.info("took over %d tunnels from process %d", balancer.taken_over, balancer.took_over_from)
     bound = balancer.bound
     for listener in balancer.config.listeners:
         names = dict.fromkeys(route.pool for route in listener.routes)

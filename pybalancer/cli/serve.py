@@ -4,7 +4,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pybalancer.cli import exits
 
 if TYPE_CHECKING:
     from pybalancer.config.model import Config
+    from pybalancer.upgrade.taking import Predecessor
 
 Overrides = Mapping[tuple[str, str], Any]
 
@@ -40,6 +41,7 @@ def serve(
     admin: str | None = None,
     grace: str | None = None,
     secret_file: str | None = None,
+    pid_file: str | None = None,
     watch: bool | None = None,
     log_format: Literal["human", "json"] | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
@@ -48,7 +50,8 @@ def serve(
     """Balance, as a file says or as --listen and --to do.
 
     TERM or Ctrl-C ends it: tunnels have some time to end by themselves (--grace), unless it comes
-    twice. HUP reads the file again; a file that is wrong is reported and changes nothing.
+    twice. HUP reads the file again; a file that is wrong is reported and changes nothing. USR2 lets a
+    new process take over, as `pybalancer upgrade` does.
 
     For example:
 
@@ -81,6 +84,8 @@ def serve(
         Time that TERM gives tunnels to end, such as 30s; 10s by default.
     secret_file
         File with the secret that keys the hash.
+    pid_file
+        File that tells the process id once it serves.
     watch
         Reload when the file changes.
     log_format
@@ -96,25 +101,29 @@ def serve(
         ("balancer", "admin"): admin,
         ("balancer", "grace"): grace,
         ("balancer", "secret_file"): secret_file,
+        ("balancer", "pid_file"): pid_file,
         ("balancer", "watch"): watch,
         ("log", "format"): log_format,
         ("log", "level"): log_level,
         ("log", "connections"): log_connections,
     }
     given = {path: value for path, value in overrides.items() if value is not None}
-    if file is None:
-        if not listen and not to:
-            raise exits.UsageError(f"serve what? {EXAMPLES}")
-        config = _from_flags(listen or [], to or [], pool, max_connections, given)
-    else:
+
+    def configure() -> "Config":
+        if file is None:
+            return _from_flags(listen or [], to or [], pool, max_connections, given)
+        return _from_file(file, given)
+
+    if file is None and not listen and not to:
+        raise exits.UsageError(f"serve what? {EXAMPLES}")
+    if file is not None:
         if listen or to:
             raise exits.UsageError(f"either a file, or --listen and --to; {EXAMPLES}")
         for name, value in {**pool, "max_connections": max_connections}.items():
             if value is not None:
                 flag = "--" + name.replace("_", "-")
                 raise exits.UsageError(f"{flag} goes with --listen and --to; with a file, write it there")
-        config = _from_file(file, given)
-    return _run(config, file, given)
+    return _serve(configure, file, given)
 
 
 def _from_flags(
@@ -144,7 +153,20 @@ def _from_file(file: Path, overrides: Overrides) -> "Config":
     return load_file(file, os.environ, overrides)
 
 
-def _run(config: "Config", file: Path | None, overrides: Overrides) -> int:
+def _serve(configure: Callable[[], "Config"], file: Path | None, overrides: Overrides) -> int:
+    from pybalancer.errors import plain
+    from pybalancer.upgrade.taking import Predecessor
+
+    predecessor = Predecessor.find()
+    try:
+        return _run(configure(), file, overrides, predecessor)
+    except BaseException as error:
+        if predecessor is not None:
+            predecessor.tell_failure(plain(error))
+        raise
+
+
+def _run(config: "Config", file: Path | None, overrides: Overrides, predecessor: "Predecessor | None") -> int:
     import trio
 
     from pybalancer.cli.daemon import refuse_second, run
@@ -154,9 +176,9 @@ def _run(config: "Config", file: Path | None, overrides: Overrides) -> int:
     for warning in config.warnings:
         _log.warning("%s", warning)
     raise_descriptor_limit()
-    if file is not None:
+    if file is not None and predecessor is None:
         refuse_second(config)
-    return trio.run(run, config, file, overrides, sys.stderr.buffer)
+    return trio.run(run, config, file, overrides, sys.stderr.buffer, predecessor)
 
 
 def raise_descriptor_limit() -> None:

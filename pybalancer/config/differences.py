@@ -10,7 +10,16 @@ if TYPE_CHECKING:
 
     from pybalancer.config.model import Config
 
-FIXED: Final = ("workers", "stats", "admin", "admin_token", "admin_token_file", "admin_origins", "watch")
+FIXED: Final = (
+    "workers",
+    "stats",
+    "admin",
+    "admin_token",
+    "admin_token_file",
+    "admin_origins",
+    "pid_file",
+    "watch",
+)
 """Keys of [balancer] that are read at the start only."""
 
 

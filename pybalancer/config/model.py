@@ -101,6 +101,12 @@ class BalancerConfig(Section):
         None,
         description="File for the shared-memory counters; by default they have none. Fixed at the start.",
     )
+    pid_file: File | None = Field(
+        None,
+        description="File with the id of the process that serves, written when it is ready and removed at "
+        "its end. Fixed at the start.",
+        examples=["/run/pybalancer/pid"],
+    )
     watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
         10.0, description="How long TERM lets live tunnels go on before they are aborted."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import shlex
@@ -99,10 +98,20 @@ def _kept() -> bytes:
         return _ephemeral()
 
 
-@functools.cache
+_unkept: list[bytes] = []
+"""The secret of a process that cannot keep one."""
+
+
+def remember(secret: bytes) -> None:
+    """Go on with the secret of the process that this one replaces, should it not have been kept."""
+    _unkept[:] = [secret]
+
+
 def _ephemeral() -> bytes:
     """Made once per process: a reload must not shuffle the table."""
-    return os.urandom(16)
+    if not _unkept:
+        _unkept.append(os.urandom(16))
+    return _unkept[0]
 
 
 def _keep(secret: str, path: Path) -> str:

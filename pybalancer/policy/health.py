@@ -91,6 +91,12 @@ class HealthMachine:
         self._ramp_from: float | None = None  # When it was at _ramp_step; None: it is over.
         self._ramp_step = 0
 
+    def begin_down(self, reason: str, now: float) -> None:
+        """It was down when another process watched it. Good probes bring it up, as ever."""
+        self._up = False
+        self._since = now
+        self._said = reason
+
     def observe(self, ok: bool, reason: str, now: float) -> None:
         """A probe ended."""
         self._settle(now)

@@ -110,6 +110,15 @@ class HealthWatcher:
             if watched.machine.settings.passive:
                 watched.asked_anew.set()
 
+    def begin_down(self, down: Mapping[Key, tuple[str, str]]) -> None:
+        """These were down, at those addresses and for those reasons, when another process watched them."""
+        now = trio.current_time()
+        for key, (address, reason) in down.items():
+            watched = self._watched.get(key)
+            if watched is not None and watched.address == address:
+                watched.machine.begin_down(reason, now)
+                watched.told = watched.machine.health(now)
+
     def snapshot(self) -> dict[Key, BackendHealth]:
         """What is known now."""
         now = trio.current_time()

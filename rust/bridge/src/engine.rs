@@ -112,7 +112,7 @@ impl Event {
 }
 
 /// How long Python's signal handlers may have to wait.
-const SLICE: Duration = Duration::from_millis(50);
+pub const SLICE: Duration = Duration::from_millis(50);
 
 /// Backend → outgoing ports in use, and ports there are.
 type Usage = HashMap<String, (u32, u32)>;

@@ -10,6 +10,7 @@
 mod drains;
 mod engine;
 mod error;
+mod handover;
 mod plan;
 mod probe;
 mod web;
@@ -24,6 +25,8 @@ mod _core {
     use crate::engine::{Engine, Event};
     #[pymodule_export]
     use crate::error::{EngineError, PlanError};
+    #[pymodule_export]
+    use crate::handover::{HandOver, Lent};
     #[pymodule_export]
     use crate::plan::{BackendSpec, Choice, ListenerSpec, Plan, PoolSpec};
     #[pymodule_export]

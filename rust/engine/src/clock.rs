@@ -1,33 +1,27 @@
 //! One monotonic clock for all workers of an engine.
 
-use std::time::Instant;
-
 use pybalancer_core::time::Tick;
+use rustix::time::{ClockId, clock_gettime};
 
-/// Turns the system's monotonic clock into the ticks that core reckons with.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    origin: Instant,
-}
+/// The system's monotonic clock as the ticks that core reckons with.
+///
+/// Its origin is the system's own and not the start of the engine: so a tick means the same to the process
+/// that takes over when this one is upgraded, and what is in a tunnel need not be converted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock;
 
 impl Clock {
-    /// A clock whose origin is now.
+    /// A clock.
     pub fn new() -> Clock {
-        Clock {
-            origin: Instant::now(),
-        }
+        Clock
     }
 
     /// The present.
     #[inline]
     pub fn now(&self) -> Tick {
-        // 2^64 ns are 584 years.
-        Tick(self.origin.elapsed().as_nanos() as u64)
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Clock::new()
+        let now = clock_gettime(ClockId::Monotonic);
+        // Never negative; 2^64 ns are 584 years.
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        Tick(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default())
     }
 }

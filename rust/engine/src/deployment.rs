@@ -86,11 +86,13 @@ fn terms(
     listener: &Listener,
     entry: &Arc<ListenerEntry>,
     pool: &DeployedPool,
-    rules: TunnelRules,
+    route: Option<&Route>,
 ) -> Arc<Terms> {
+    let rules = route.map_or_else(TunnelRules::default, |route| route.rules);
     let timeouts = &pool.planned.dialing.timeouts;
     Arc::new(Terms {
         listener: Arc::clone(entry),
+        route: route.map(|route| Arc::clone(&route.name)),
         idle_ms: milliseconds(timeouts.idle),
         half_closed_ms: milliseconds(timeouts.half_closed),
         guard_ms: milliseconds(listener.proxy_timeout),
@@ -166,12 +168,12 @@ impl Deployment {
             let routes = listener.web.iter().flat_map(|web| &web.routes);
             let branch = |route: &Route| {
                 let pool = Arc::clone(pools.get(route.pool)?);
-                let terms = terms(listener, &entry, &pool, route.rules);
+                let terms = terms(listener, &entry, &pool, Some(route));
                 Some(Branch { pool, terms })
             };
             fronts.push(Arc::new(Front {
                 listener: listener.clone(),
-                terms: terms(listener, &entry, &pool, TunnelRules::default()),
+                terms: terms(listener, &entry, &pool, None),
                 routes: routes.map(branch).collect::<Option<_>>()?,
                 entry,
                 pool,
@@ -204,7 +206,7 @@ impl Deployment {
 }
 
 /// Decide what becomes of every backend's tunnels: whether any are to be closed, and which are drained.
-fn decide_fates(
+pub fn decide_fates(
     pools: &[Arc<DeployedPool>],
     registry: &Registry,
     before: Option<&Deployment>,

@@ -1,8 +1,10 @@
 //! The handle on the workers.
 
 mod draining;
+mod handing;
 
 pub use draining::{Progress as DrainProgress, Target};
+pub use handing::Lent;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,8 +25,9 @@ use pybalancer_core::route::{Facts, key_hash};
 use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
-use crate::deployment::{DeployedPool, Deployment, overlap};
+use crate::deployment::{DeployedPool, Deployment, Leaving, overlap};
 use crate::drains::Order;
+use crate::handover::Guests;
 use crate::mailbox::{Command, Mailbox, mailbox};
 use crate::outbox::Outbox;
 use crate::ports::Ledger;
@@ -108,7 +111,13 @@ struct Bound {
 
 struct State {
     registry: Registry,
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
+    /// Listening sockets that another process has lent, until a plan wants them.
+    inherited: HashMap<SocketKey, (u32, Listening)>,
+    /// Tunnels that another process hands over.
+    guests: Option<Arc<Guests>>,
+    /// Backends whose tunnels are drained once they have come.
+    leaving: Vec<Leaving>,
     sockets: HashMap<SocketKey, Bound>,
     next_socket: u32,
     generation: u64,
@@ -140,7 +149,7 @@ impl Engine {
         };
         let (stats, stats_file) = Stats::new(workers, stats_path)?;
         let (outbox, wake) = Outbox::new()?;
-        let ledger = Ledger::new();
+        let ledger = Arc::new(Ledger::new());
         let shared = Arc::new(Shared {
             clock: Clock::new(),
             stats: Arc::clone(&stats),
@@ -148,10 +157,14 @@ impl Engine {
             progress: Arc::new(Progress::new(workers)),
             ports: ledger.range(),
             most_files: AtomicU64::new(0),
+            holding: AtomicBool::new(false),
         });
         let state = State {
             registry: Registry::new(stats),
             ledger,
+            inherited: HashMap::new(),
+            guests: None,
+            leaving: Vec::new(),
             sockets: HashMap::new(),
             next_socket: 0,
             generation: 0,
@@ -247,21 +260,22 @@ impl Engine {
                 places.push((bound.number, bound.address.to_string()));
                 continue;
             }
-            let alone = !state
-                .sockets
-                .values()
-                .any(|bound| overlap(&bound.address, &listener.bind));
-            let listening = socket::listen(
-                &listener.bind,
-                self.workers(),
-                listener.backlog,
-                listener.unix_mode,
-                alone,
-            )
-            .map_err(|error| ApplyError::Bind {
-                address: listener.bind.clone(),
-                error,
-            })?;
+            let listening = match state.inherited.remove(&key) {
+                Some((_, inherited)) => inherited,
+                None => {
+                    let bound = state.sockets.values().map(|bound| &bound.address);
+                    let lent = state.inherited.values().map(|(_, lent)| &lent.address);
+                    let alone = !bound
+                        .chain(lent)
+                        .any(|address| overlap(address, &listener.bind));
+                    let (at, workers) = (&listener.bind, self.workers());
+                    socket::listen(at, workers, listener.backlog, listener.unix_mode, alone)
+                        .map_err(|error| ApplyError::Bind {
+                            address: listener.bind.clone(),
+                            error,
+                        })?
+                }
+            };
             let number = state.next_socket + fresh.len() as u32;
             places.push((number, listening.address.to_string()));
             fresh.push((key, number, listening));
@@ -289,12 +303,13 @@ impl Engine {
         for (key, number, listening) in fresh {
             let shared = listening.sockets.len() < self.workers();
             for (index, mailbox) in self.mailboxes.iter().enumerate() {
-                let socket = listening.sockets.get(index).or(listening.sockets.first());
-                let command = Command::Listen {
-                    socket: number,
-                    shared,
-                };
-                sent &= mailbox.send(command, socket.map(OwnedFd::as_fd)).is_ok();
+                for socket in listening.of_worker(index, self.workers()) {
+                    let command = Command::Listen {
+                        socket: number,
+                        shared,
+                    };
+                    sent &= mailbox.send(command, Some(socket.as_fd())).is_ok();
+                }
             }
             state.sockets.insert(
                 key,
@@ -311,7 +326,8 @@ impl Engine {
                 .send(Command::Apply(Arc::clone(&next)), None)
                 .is_ok();
         }
-        self.drain_leaving(&mut state, &next);
+        self.end_drains(&state, &next);
+        self.drain_leaving(&mut state, &next.leaving);
         let before = state.deployment.replace(Arc::clone(&next));
         state.sockets.retain(|_, bound| {
             if next.fronts.iter().any(|front| front.socket == bound.number) {

@@ -8,6 +8,7 @@ pub mod deployment;
 pub mod drains;
 pub mod engine;
 pub mod exchange;
+pub mod handover;
 pub mod log;
 pub mod mailbox;
 pub mod outbox;

@@ -20,6 +20,7 @@ use rustix::net::{
 
 use crate::deployment::Deployment;
 use crate::drains::Order;
+use crate::handover;
 use crate::sys::above_standard_streams;
 
 /// What a worker is told.
@@ -39,6 +40,8 @@ pub enum Command {
     StopAccepting,
     /// Accept no more, and end when the last tunnel has, or at the deadline.
     Finish(Tick),
+    /// A step of a hand-over to or from another process.
+    HandOver(handover::Order),
     /// Panic, for the test of it.
     Panic,
 }

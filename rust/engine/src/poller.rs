@@ -49,8 +49,10 @@ pub enum Side {
 pub enum Token {
     /// The worker's control socket.
     Control,
-    /// A listener, by its place among the worker's listeners' keys.
+    /// A listener, by its place among the worker's listeners' keys. Fits 31 bits.
     Listener(u32),
+    /// A channel to another process, by its place among the worker's. Fits 31 bits.
+    Channel(u32),
     /// One end of a tunnel. `generation` is never 0, and `slot` fits 31 bits.
     Tunnel {
         /// Index into the worker's slab.
@@ -94,12 +96,14 @@ impl Interest {
 }
 
 const CONTROL: u64 = 0xffff_ffff;
+const CHANNEL: u32 = 0x8000_0000;
 
 impl Token {
     fn encode(self) -> u64 {
         match self {
             Token::Control => CONTROL,
             Token::Listener(key) => u64::from(key),
+            Token::Channel(place) => u64::from(CHANNEL | place),
             Token::Tunnel {
                 slot,
                 generation,
@@ -126,6 +130,8 @@ impl Token {
             }
         } else if bits == CONTROL {
             Token::Control
+        } else if low & CHANNEL != 0 {
+            Token::Channel(low & !CHANNEL)
         } else {
             Token::Listener(low)
         }
@@ -234,6 +240,8 @@ mod tests {
             Token::Control,
             Token::Listener(0),
             Token::Listener(77),
+            Token::Channel(0),
+            Token::Channel(1023),
             Token::Tunnel {
                 slot: 0,
                 generation: 1,

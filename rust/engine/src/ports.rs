@@ -40,6 +40,8 @@ pub fn local_port_range() -> RangeInclusive<u16> {
 /// Ports in use from one source to one destination.
 #[derive(Debug)]
 pub struct Ports {
+    /// Where they are; unspecified where the kernel chooses.
+    source: IpAddr,
     used: AtomicU32,
     /// Passed over until then, in ticks.
     full_until: AtomicU64,
@@ -51,6 +53,11 @@ impl Ports {
     /// How many we hold.
     pub fn used(&self) -> u32 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// The source's address; unspecified where the kernel chooses.
+    pub fn source(&self) -> IpAddr {
+        self.source
     }
 
     /// The kernel found none.
@@ -151,7 +158,7 @@ impl Ways {
 /// Counts by source and destination. Pools with the same backend share them, and a reload keeps them.
 #[derive(Debug)]
 pub struct Ledger {
-    counts: Mutex<HashMap<(SocketAddr, IpAddr), Weak<Ports>>>,
+    counts: Mutex<Counts>,
     range: RangeInclusive<u16>,
 }
 
@@ -176,18 +183,7 @@ impl Ledger {
         };
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.retain(|_, ports| ports.strong_count() > 0);
-        let mut ports_of = |source: IpAddr| {
-            let count = counts.entry((*address, source)).or_default();
-            count.upgrade().unwrap_or_else(|| {
-                let ports = Arc::new(Ports {
-                    used: AtomicU32::new(0),
-                    full_until: AtomicU64::new(0),
-                    unusable: AtomicBool::new(false),
-                });
-                *count = Arc::downgrade(&ports);
-                ports
-            })
-        };
+        let mut ports_of = |source: IpAddr| ports_of(&mut counts, *address, source);
         let mut ways: Vec<Way> = sources
             .iter()
             .filter(|source| source.is_ipv4() == address.is_ipv4())
@@ -206,6 +202,33 @@ impl Ledger {
         let ports_each = u32::from(*self.range.end()) - u32::from(*self.range.start()) + 1;
         Ways { ways, ports_each }
     }
+}
+
+impl Ledger {
+    /// Count one port more from `source` to `destination`: a tunnel brings it along.
+    pub fn hold(&self, destination: &Endpoint, source: IpAddr) -> Option<Held> {
+        let Endpoint::Tcp(address) = destination else {
+            return None;
+        };
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Held::new(&ports_of(&mut counts, *address, source)))
+    }
+}
+
+type Counts = HashMap<(SocketAddr, IpAddr), Weak<Ports>>;
+
+fn ports_of(counts: &mut Counts, destination: SocketAddr, source: IpAddr) -> Arc<Ports> {
+    let count = counts.entry((destination, source)).or_default();
+    count.upgrade().unwrap_or_else(|| {
+        let ports = Arc::new(Ports {
+            source,
+            used: AtomicU32::new(0),
+            full_until: AtomicU64::new(0),
+            unusable: AtomicBool::new(false),
+        });
+        *count = Arc::downgrade(&ports);
+        ports
+    })
 }
 
 impl Default for Ledger {

@@ -258,6 +258,11 @@ impl Registry {
         Some(entry)
     }
 
+    /// Every listener that a plan or a tunnel still uses.
+    pub fn listeners(&self) -> impl Iterator<Item = Arc<ListenerEntry>> + '_ {
+        self.listeners.values().filter_map(Weak::upgrade)
+    }
+
     /// Every backend that a plan or a tunnel still uses.
     pub fn backends(&self) -> impl Iterator<Item = Arc<BackendEntry>> + '_ {
         self.backends.values().filter_map(Weak::upgrade)

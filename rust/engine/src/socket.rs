@@ -47,6 +47,17 @@ pub struct Listening {
     pub file: Option<SocketFile>,
 }
 
+impl Listening {
+    /// The sockets that worker `index` of so many accepts from: one, shared where there are fewer than
+    /// workers, or several where another process had more.
+    pub fn of_worker(&self, index: usize, workers: usize) -> impl Iterator<Item = &OwnedFd> {
+        let count = self.sockets.len().max(1);
+        (0..count.max(workers))
+            .filter(move |place| place % workers == index)
+            .filter_map(move |place| self.sockets.get(place % count))
+    }
+}
+
 /// Bind and listen, once per worker.
 ///
 /// `alone`: make sure that nobody listens there. SO_REUSEPORT lets any process of the same user
@@ -131,6 +142,9 @@ fn listen_tcp(address: SocketAddr, backlog: i32, alone: bool) -> io::Result<Owne
     Ok(socket)
 }
 
+/// The process of a file that another one looks after.
+const NOBODY: u32 = 0;
+
 /// A Unix socket's file.
 #[derive(Debug)]
 pub struct SocketFile {
@@ -141,6 +155,31 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
+    /// The file of a socket that another process has bound, and still its own.
+    pub fn inherited(path: &str, device: u64, inode: u64) -> SocketFile {
+        SocketFile {
+            path: path.to_owned(),
+            device,
+            inode,
+            process: NOBODY,
+        }
+    }
+
+    /// It is ours from now on.
+    pub fn adopt(&mut self) {
+        self.process = std::process::id();
+    }
+
+    /// Device and inode.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Leave the file where it is: another process has taken it over.
+    pub fn leave(mut self) {
+        self.process = NOBODY;
+    }
+
     /// Change its permissions, if it is still ours.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         if self.is_ours() {

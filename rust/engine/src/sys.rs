@@ -76,6 +76,17 @@ pub fn close_number(number: RawFd) {
     drop(unsafe { OwnedFd::from_raw_fd(number) });
 }
 
+/// The descriptor `number` of this table, whose owner gives it away; an error if there is none.
+///
+/// For what comes from Python, where descriptors are numbers.
+pub fn take_number(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: borrowed for one system call that tells whether it is open at all.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
+    // SAFETY: it is open, and the caller says that nobody else will close it: whoever gave it away knows
+    // it as a number only, and has promised to forget that.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// The same descriptor under a number above 2: a worker's table has /dev/null there, even if the host
 /// was started without standard streams.
 pub fn above_standard_streams(fd: OwnedFd) -> io::Result<OwnedFd> {

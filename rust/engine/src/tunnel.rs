@@ -8,6 +8,7 @@ use std::time::Duration;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::Tracker;
 use pybalancer_core::ws::close::Farewell;
+use serde::{Deserialize, Serialize};
 
 use crate::deployment::{DeployedPool, Front};
 use crate::exchange::Exchange;
@@ -80,6 +81,8 @@ pub struct Opening {
 pub struct Terms {
     /// The listener's counts.
     pub listener: Arc<ListenerEntry>,
+    /// The route, in mode "websocket".
+    pub route: Option<Arc<str>>,
     /// Quiet time after which a tunnel is ended.
     pub idle_ms: u32,
     /// The same once one side has ended its direction.
@@ -97,7 +100,7 @@ pub struct Terms {
 }
 
 /// A client's address in 20 bytes instead of 32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     ip: [u8; 16],
     port: u16,
@@ -128,7 +131,7 @@ impl Peer {
 }
 
 /// A time in units of 2^23 ns (8 ms), which wraps after a year: for how long ago something was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(u32);
 
 impl Moment {

@@ -14,4 +14,4 @@ mod track;
 
 pub use frame::{Frame, close_frame, ping_frame, pong_frame};
 pub use handshake::accept_key;
-pub use track::{MAX_HEADER, Rules, Tracker, Violation, ViolationKind};
+pub use track::{MAX_HEADER, PACKED, Rules, Tracker, Violation, ViolationKind};

@@ -46,12 +46,25 @@ const ALL: Rules = Rules { max_message: 0 };
 
 proptest! {
     #[test]
+    fn a_tracker_of_any_bytes_keeps_its_promises(bytes in any::<[u8; PACKED]>(), stream in vec(any::<u8>(), 0..64)) {
+        let mut tracker = Tracker::from_bytes(bytes);
+        prop_assert_eq!(Tracker::from_bytes(tracker.to_bytes()).to_bytes(), tracker.to_bytes());
+        for byte in stream {
+            if tracker.see(&[byte], &ALL).is_err() {
+                break;
+            }
+        }
+    }
+
+    #[test]
     fn without_limit_all_passes_and_is_seen(frames in vec(spec(), 0..12), slices in slices()) {
         let bytes = stream(&frames);
         let mut tracker = Tracker::default();
         let mut count = 0;
         for slice in split(&bytes, &slices) {
             prop_assert_eq!(tracker.see(slice, &ALL), Ok(slice.len()));
+            // Wherever the stream is cut, the tracker may go on in another process.
+            tracker = Tracker::from_bytes(tracker.to_bytes());
             count += slice.len();
             prop_assert_eq!(view(&tracker), model(&frames, count), "after {}", count);
         }

@@ -69,7 +69,75 @@ pub struct Tracker {
     closed: bool,
 }
 
+/// Bytes of a tracker that goes elsewhere.
+pub const PACKED: usize = 24;
+
 impl Tracker {
+    /// All of it, for another process: little-endian, in the order of the fields.
+    pub fn to_bytes(self) -> [u8; PACKED] {
+        let mut bytes = [0; PACKED];
+        let (left, rest) = bytes.split_at_mut(8);
+        left.copy_from_slice(&self.left.to_le_bytes());
+        let (messages, rest) = rest.split_at_mut(4);
+        messages.copy_from_slice(&self.messages.to_le_bytes());
+        let (size, rest) = rest.split_at_mut(4);
+        size.copy_from_slice(&self.size.to_le_bytes());
+        let (code, rest) = rest.split_at_mut(2);
+        code.copy_from_slice(&self.code.to_le_bytes());
+        rest.copy_from_slice(&[
+            self.first,
+            self.second,
+            self.header,
+            self.code_bytes,
+            u8::from(self.open),
+            u8::from(self.closed),
+        ]);
+        bytes
+    }
+
+    /// What [`to_bytes`](Tracker::to_bytes) gave. Whatever the bytes are, the result is a tracker that
+    /// keeps its promises: counts beyond their range are brought back into it.
+    pub fn from_bytes(bytes: [u8; PACKED]) -> Tracker {
+        let [
+            l0,
+            l1,
+            l2,
+            l3,
+            l4,
+            l5,
+            l6,
+            l7,
+            m0,
+            m1,
+            m2,
+            m3,
+            s0,
+            s1,
+            s2,
+            s3,
+            c0,
+            c1,
+            first,
+            second,
+            header,
+            code_bytes,
+            open,
+            closed,
+        ] = bytes;
+        Tracker {
+            left: u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]),
+            messages: u32::from_le_bytes([m0, m1, m2, m3]),
+            size: u32::from_le_bytes([s0, s1, s2, s3]),
+            code: u16::from_le_bytes([c0, c1]),
+            first,
+            second,
+            header: header.min(header_length(second) as u8 - 1),
+            code_bytes: code_bytes.min(2),
+            open: open != 0,
+            closed: closed != 0,
+        }
+    }
+
     /// Look at the bytes that come next, and tell how many of them may pass.
     ///
     /// That is all of them, except with a `max_message` where the slice ends within a header: those

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pybalancer_core::drain::Terms;
 
 use super::{Engine, State};
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, Leaving};
 use crate::drains::{self, Asked, Kind, Order, Scope};
 use crate::mailbox::Command;
 use crate::registry::{BackendEntry, ListenerEntry};
@@ -131,26 +131,9 @@ impl Engine {
         id
     }
 
-    /// Drain the backends that the new plan has not or says are down, where their pools want that; and leave
-    /// alone what it says is back.
-    pub(super) fn drain_leaving(&self, state: &mut State, next: &Deployment) {
+    /// What the new plan says takes tunnels again is drained no more.
+    pub(super) fn end_drains(&self, state: &State, next: &Deployment) {
         let workers = self.workers();
-        // Those with nobody left, too: until their deadline, somebody could join.
-        let running = |order: &&Arc<Order>| {
-            matches!(order.kind, Kind::Removed | Kind::Down) && order.is_open(workers)
-        };
-        let of = |order: &Order, leaving: &crate::deployment::Leaving| {
-            let Scope::Backends(entries) = &order.scope else {
-                return false;
-            };
-            let mut entries = entries.iter();
-            order.kind == leaving.kind && entries.any(|entry| Arc::ptr_eq(entry, &leaving.entry))
-        };
-        for order in state.drains.iter().filter(running) {
-            if !next.leaving.iter().any(|leaving| of(order, leaving)) {
-                order.cancel();
-            }
-        }
         let takes = |entry: &Arc<BackendEntry>| {
             let mut pools = next.pools.iter();
             pools.any(|pool| pool.takes(entry))
@@ -168,7 +151,29 @@ impl Engine {
                 order.cancel();
             }
         }
-        for leaving in &next.leaving {
+    }
+
+    /// Drain the backends that the new plan has not or says are down, where their pools want that; and leave
+    /// alone what it says is back.
+    pub(super) fn drain_leaving(&self, state: &mut State, leaving: &[Leaving]) {
+        let workers = self.workers();
+        // Those with nobody left, too: until their deadline, somebody could join.
+        let running = |order: &&Arc<Order>| {
+            matches!(order.kind, Kind::Removed | Kind::Down) && order.is_open(workers)
+        };
+        let of = |order: &Order, leaving: &Leaving| {
+            let Scope::Backends(entries) = &order.scope else {
+                return false;
+            };
+            let mut entries = entries.iter();
+            order.kind == leaving.kind && entries.any(|entry| Arc::ptr_eq(entry, &leaving.entry))
+        };
+        for order in state.drains.iter().filter(running) {
+            if !leaving.iter().any(|leaving| of(order, leaving)) {
+                order.cancel();
+            }
+        }
+        for leaving in leaving {
             let known = state.drains.iter().filter(running);
             let known = known.into_iter().any(|order| of(order, leaving));
             if known || leaving.entry.load().load(Ordering::Relaxed) == 0 {

@@ -13,10 +13,12 @@
 //! would stand beside it and keep the same outcomes.
 
 pub mod body;
+mod carry;
 mod copy;
 mod splice;
 mod tap;
 
+pub use carry::Packed;
 pub use tap::{Blind, Frames, Tap};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -14,7 +14,7 @@ use super::Worker;
 use crate::deployment::Front;
 use crate::log::Line;
 use crate::outbox::Event;
-use crate::poller::{Interest, Token};
+use crate::poller::Interest;
 use crate::registry::ListenerEntry;
 use crate::relay::Flow;
 use crate::socket;
@@ -60,7 +60,11 @@ impl Worker {
             self.pause_accepting("its open files are used up (see ulimit -n)");
             return false;
         }
-        match socket::accept(&listening.socket) {
+        // Mostly there is one. Of several the first that has somebody.
+        let accepted = (listening.sockets.iter())
+            .map(socket::accept)
+            .find(|accepted| !matches!(accepted, Err(Errno::AGAIN)));
+        match accepted.unwrap_or(Err(Errno::AGAIN)) {
             Ok((client, peer)) => {
                 if self.pause_told {
                     self.pause_told = false;
@@ -105,7 +109,7 @@ impl Worker {
     fn pause_accepting(&mut self, why: &str) {
         for listening in self.listening.values_mut() {
             if listening.watched {
-                listening.watched = self.poller.remove(&listening.socket).is_err();
+                listening.watched = !listening.unwatch(&self.poller);
             }
         }
         self.resume_at = self.accepting.then(|| self.now + PAUSE);
@@ -130,11 +134,7 @@ impl Worker {
         self.resume_at = None;
         for (socket, listening) in &mut self.listening {
             if !listening.watched && listening.front.is_some() {
-                let token = Token::Listener(*socket);
-                listening.watched = self
-                    .poller
-                    .add_level(&listening.socket, token, listening.shared)
-                    .is_ok();
+                listening.watch(&self.poller, *socket);
             }
         }
     }
@@ -191,7 +191,7 @@ impl Worker {
     }
 
     /// Give a connection its slot.
-    fn take_in(
+    pub(super) fn take_in(
         &mut self,
         front: &Arc<Front>,
         client: OwnedFd,

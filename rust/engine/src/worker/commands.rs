@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pybalancer_core::endpoint::Endpoint;
 
@@ -11,7 +12,6 @@ use crate::engine::RETIREMENT;
 use crate::exchange::Exchange;
 use crate::mailbox::Command;
 use crate::outbox::Event;
-use crate::poller::Token;
 use crate::registry::Fate;
 use crate::socket;
 use crate::stats::field;
@@ -36,8 +36,8 @@ impl Worker {
                         });
                     }
                     if let Some(descriptor) = descriptor {
-                        let listening = Listening {
-                            socket: descriptor,
+                        let fresh = || Listening {
+                            sockets: Vec::new(),
                             shared,
                             watched: false,
                             front: None,
@@ -45,17 +45,23 @@ impl Worker {
                             waiting: Default::default(),
                             handshakes: Default::default(),
                         };
-                        self.listening.insert(socket, listening);
+                        let listening = self.listening.entry(socket).or_insert_with(fresh);
+                        listening.sockets.push(descriptor);
                     }
                 }
                 Command::Apply(deployment) => {
                     self.deployment = Some(deployment);
-                    self.accepting = true;
+                    // One that takes over from another process waits until that has let go.
+                    self.accepting = !self.shared.holding.load(Ordering::Relaxed);
                     self.install();
                 }
                 Command::Drain(order) => self.begin_drain(order),
                 Command::StopAccepting => self.stop_accepting(),
+                Command::HandOver(order) => self.on_order(order, descriptor),
                 Command::Finish(deadline) => {
+                    if self.handing.is_some() && self.finish_at.is_none() {
+                        self.thaw();
+                    }
                     self.stop_accepting();
                     self.finish_at = Some(
                         self.finish_at
@@ -85,19 +91,17 @@ impl Worker {
             let Some(listening) = self.listening.get_mut(&front.socket) else {
                 continue;
             };
-            if matches!(front.listener.bind, Endpoint::Tcp(_)) {
-                // For the connections accepted from now on. Cannot fail on a listening socket.
-                let _ = socket::tune(&listening.socket, &front.pool.planned.dialing.timeouts);
+            for socket in &listening.sockets {
+                if matches!(front.listener.bind, Endpoint::Tcp(_)) {
+                    // For the connections accepted from now on. Cannot fail on a listening socket.
+                    let _ = socket::tune(socket, &front.pool.planned.dialing.timeouts);
+                }
+                let _ = rustix::net::listen(socket, front.listener.backlog);
             }
-            let _ = rustix::net::listen(&listening.socket, front.listener.backlog);
             listening.front = Some(Arc::clone(front));
             listening.retires_at = None;
-            if !listening.watched && self.resume_at.is_none() {
-                let token = Token::Listener(front.socket);
-                listening.watched = self
-                    .poller
-                    .add_level(&listening.socket, token, listening.shared)
-                    .is_ok();
+            if self.accepting && !listening.watched && self.resume_at.is_none() {
+                listening.watch(&self.poller, front.socket);
             }
         }
         let wanted = |socket: &u32| {
@@ -166,13 +170,16 @@ impl Worker {
     }
 
     /// Serve what waits in the kernel's queue, then close: whoever was let in is not thrown out.
-    fn stop_listening(&mut self, socket: u32) {
-        self.drain_accept_queue(socket);
+    pub(super) fn stop_listening(&mut self, socket: u32) {
+        if !self.shared.holding.load(Ordering::Relaxed) {
+            // Else they are the other process's, which still has the socket.
+            self.drain_accept_queue(socket);
+        }
         let Some(listening) = self.listening.remove(&socket) else {
             return;
         };
         if listening.watched {
-            let _ = self.poller.remove(&listening.socket);
+            let _ = listening.unwatch(&self.poller);
         }
         for (slot, generation) in listening.waiting.into_iter().chain(listening.handshakes) {
             let waits =
@@ -184,7 +191,7 @@ impl Worker {
     }
 
     /// Connections between two requests hold nothing that anybody waits for.
-    fn end_idle_requests(&mut self) {
+    pub(super) fn end_idle_requests(&mut self) {
         for slot in self.slots() {
             self.end_idle_request(slot);
         }
@@ -203,7 +210,7 @@ impl Worker {
         }
     }
 
-    fn close_orphans(&mut self) {
+    pub(super) fn close_orphans(&mut self) {
         for slot in self.slots() {
             let Some(tunnel) = self.tunnels.get(slot as usize) else {
                 continue;

@@ -7,15 +7,18 @@
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
 //! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine, [`draining`] tells tunnels to go. In mode
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
-//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely.
+//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. When
+//! another process takes over, [`handing`] gives it what stands, and its own workers take it by [`adopting`].
 
 mod accept;
+mod adopting;
 mod answers;
 mod closing;
 mod commands;
 mod draining;
 mod ending;
 mod failures;
+mod handing;
 mod judging;
 mod opening;
 mod pacing;
@@ -29,7 +32,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pybalancer_core::record::Reason;
@@ -63,11 +66,14 @@ pub struct Shared {
     pub ports: std::ops::RangeInclusive<u16>,
     /// Open files that one descriptor table may have.
     pub most_files: AtomicU64,
+    /// Nothing is accepted yet: the process that is to be replaced still does.
+    pub holding: AtomicBool,
 }
 
 /// A socket to accept from.
 struct Listening {
-    socket: OwnedFd,
+    /// One; several where the process before had more workers; none once another process has taken over.
+    sockets: Vec<OwnedFd>,
     shared: bool,
     /// Registered with the poller.
     watched: bool,
@@ -79,6 +85,21 @@ struct Listening {
     waiting: VecDeque<(u32, u32)>,
     /// Handshakes that wait for `handshakes`.
     handshakes: VecDeque<(u32, u32)>,
+}
+
+impl Listening {
+    fn watch(&mut self, poller: &Poller, number: u32) {
+        let add = |socket| poller.add_level(socket, Token::Listener(number), self.shared);
+        self.watched = self.sockets.iter().map(add).all(|added| added.is_ok());
+    }
+
+    /// False if that is not possible.
+    fn unwatch(&self, poller: &Poller) -> bool {
+        self.sockets
+            .iter()
+            .map(|socket| poller.remove(socket))
+            .all(|removed| removed.is_ok())
+    }
 }
 
 /// Failures of one kind at one backend, folded until they are told.
@@ -148,6 +169,10 @@ pub struct Worker {
     finish_at: Option<Tick>,
     /// At `finish_at` WebSockets were told to end; it is when patience with them ends.
     goodbye_said: bool,
+    /// Another process is taking over.
+    handing: Option<handing::Handing>,
+    /// We take over from another process.
+    adopting: Option<adopting::Adopting>,
     /// Set by a command, so that the panic happens where any other would.
     sabotaged: bool,
 }
@@ -194,6 +219,8 @@ impl Worker {
             accepting: true,
             finish_at: None,
             goodbye_said: false,
+            handing: None,
+            adopting: None,
             sabotaged: false,
         })
     }
@@ -243,7 +270,9 @@ impl Worker {
         self.wheel = roomy_wheel(&self.shared, self.now);
         self.tools = Tools::default();
         self.due.clear();
-        (self.sockets, self.opening) = (0, 0);
+        // What is frozen or held is as good as it was.
+        let elsewhere = self.handing.as_ref().map_or(0, |handing| handing.sockets());
+        (self.sockets, self.opening) = (elsewhere + self.sockets_held(), 0);
         (self.admit_at, self.resume_at, self.sabotaged) = (None, None, false);
         for listening in self.listening.values_mut() {
             listening.waiting.clear();
@@ -284,6 +313,7 @@ impl Worker {
                         side,
                     } => self.on_tunnel(slot, generation, side, event.flags),
                     Token::Listener(socket) => self.on_listener(socket),
+                    Token::Channel(number) => self.on_channel(number),
                     Token::Control => commanded = true,
                 }
             }
@@ -293,9 +323,10 @@ impl Worker {
                 self.on_command()?;
             }
             self.fire_timers();
+            self.hand_over_late();
             self.publish();
             if let Some(deadline) = self.finish_at
-                && (self.tunnels.is_empty() || self.now >= deadline)
+                && ((self.tunnels.is_empty() && !self.passes_on()) || self.now >= deadline)
             {
                 if self.say_goodbye() {
                     continue;
