@@ -119,6 +119,10 @@ class RouteSpec:
         ping: float = 0.0,
         ping_timeout: float = 20.0,
         close_timeout: float = 5.0,
+        reattach: Literal["off", "replay"] = "off",
+        reattach_tries: int = 5,
+        reattach_timeout: float = 15.0,
+        reattach_buffer: int = 65536,
     ) -> RouteSpec: ...
     @property
     def name(self) -> str: ...

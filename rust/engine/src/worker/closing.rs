@@ -80,6 +80,13 @@ impl Worker {
         if tunnel.closing.is_some() || !tunnel.framed {
             return;
         }
+        let told = self.stop_reattaching(slot);
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        // Without a backend there is the client alone.
+        let alone = tunnel.backend.is_none();
+        tunnel.to_backend.done |= alone;
         let patience = match tunnel.terms.close_ms {
             0 => PATIENCE,
             ms => Duration::from_millis(u64::from(ms)),
@@ -87,10 +94,10 @@ impl Worker {
         let until = now + patience;
         tunnel.closing = Some(Box::new(Closing {
             to_client,
-            to_backend,
-            client_mute: false,
-            backend_mute: false,
-            ended: [false; 2],
+            to_backend: to_backend.filter(|_| !alone && !told),
+            client_mute: alone || told,
+            backend_mute: alone,
+            ended: [false, alone],
             reason,
             until,
         }));
@@ -114,7 +121,7 @@ impl Worker {
             from_backend,
             ..
         } = tunnel;
-        let (Some(closing), Some(backend)) = (closing, backend) else {
+        let Some(closing) = closing else {
             return;
         };
         let mut failed = false;
@@ -134,7 +141,7 @@ impl Worker {
             closing.to_backend = None;
             closing.client_mute = true;
         }
-        if let Some(code) = closing.to_backend
+        if let (Some(code), Some(backend)) = (closing.to_backend, &*backend)
             && from_client.at_boundary()
             && !to_backend.blocked()
         {
@@ -154,8 +161,12 @@ impl Worker {
         let said = closing.to_client.is_none() && closing.to_backend.is_none();
         let both_mute = closing.client_mute && closing.backend_mute;
         if said && both_mute {
-            for (flow, socket) in [(to_client, &*client), (to_backend, &*backend)] {
-                if !flow.done && !flow.blocked() {
+            let sockets = [(to_client, Some(&*client)), (to_backend, backend.as_ref())];
+            for (flow, socket) in sockets {
+                if let Some(socket) = socket
+                    && !flow.done
+                    && !flow.blocked()
+                {
                     flow.done = true;
                     let _ = rustix::net::shutdown(socket, Shutdown::Write);
                 }

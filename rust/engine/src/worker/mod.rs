@@ -7,7 +7,9 @@
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
 //! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine. In mode
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
-//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely.
+//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. Those
+//! that go on elsewhere when their backend goes away leave it in [`leaving`], and find the next in
+//! [`reattaching`].
 
 mod accept;
 mod answers;
@@ -16,8 +18,10 @@ mod commands;
 mod ending;
 mod failures;
 mod judging;
+mod leaving;
 mod opening;
 mod pacing;
+mod reattaching;
 mod relaying;
 mod requests;
 mod responses;
@@ -135,6 +139,7 @@ pub struct Worker {
     pause_told: bool,
     folded: HashMap<u32, Folded>,
     source_failures: HashMap<Arc<str>, (u64, String)>,
+    seekers: reattaching::Seekers,
     tell_at: Option<Tick>,
     random: u64,
     now: Tick,
@@ -179,6 +184,7 @@ impl Worker {
             pause_told: false,
             folded: HashMap::new(),
             source_failures: HashMap::new(),
+            seekers: reattaching::Seekers::default(),
             tell_at: None,
             // xorshift has no way out of 0.
             random: u64::from_ne_bytes(seed) | 1,
@@ -234,6 +240,7 @@ impl Worker {
         self.wheel = roomy_wheel(&self.shared, self.now);
         self.tools = Tools::default();
         self.due.clear();
+        self.seekers = reattaching::Seekers::default();
         (self.sockets, self.opening) = (0, 0);
         (self.admit_at, self.resume_at, self.sabotaged) = (None, None, false);
         for listening in self.listening.values_mut() {
@@ -284,6 +291,7 @@ impl Worker {
                 self.on_command()?;
             }
             self.fire_timers();
+            self.let_seekers_ask();
             self.publish();
             if let Some(deadline) = self.finish_at
                 && (self.tunnels.is_empty() || self.now >= deadline)
@@ -317,6 +325,9 @@ impl Worker {
 
     /// How long nothing needs to be done unless an event comes.
     fn timeout(&self) -> Option<Duration> {
+        if self.seekers_may_ask() {
+            return Some(Duration::ZERO);
+        }
         let times = [
             self.wheel.next(),
             self.retire_at,
