@@ -83,8 +83,12 @@ class PoolSpec:
         body_timeout: float = 60.0,
         send_proxy: Literal["v1", "v2"] | None = None,
         transparent: bool = False,
-        on_remove: Literal["keep", "close"] = "keep",
-        on_down: Literal["keep", "close"] = "keep",
+        on_remove: Literal["keep", "drain", "close"] = "keep",
+        on_down: Literal["keep", "drain", "close"] = "keep",
+        drain_over: float = 30.0,
+        drain_deadline: float = 60.0,
+        drain_code: int = 1012,
+        drain_rate: float = 0.0,
     ) -> PoolSpec: ...
     @property
     def name(self) -> str: ...
@@ -180,6 +184,7 @@ class ListenerSpec:
         accept_burst: int = 1,
         accept_queue: int = 0,
         queue_timeout: float = 1.0,
+        draining: bool = False,
         web: WebSpec | None = None,
     ) -> ListenerSpec: ...
     @property
@@ -224,6 +229,11 @@ class Plan:
         """SHA-like fingerprint (SipHash-2-4-128, 32 hex digits) of a pool's Maglev table and names."""
     def shares(self, pool: str) -> dict[str, float]:
         """Share of the table, 0..1, by backend name. Sums to 1 where any backend has weight."""
+    def moved(self, other: Plan, pool: str) -> float:
+        """Share of keys, 0..1, that have another backend in ``other``'s table of that pool.
+
+        Told from a million keys. PlanError where one of the plans has no such pool.
+        """
     def explain(self, pool: str, source: str) -> list[Choice]:
         """All backends of the pool in the order in which ``source`` (``"ip:port"``) would try them."""
 
@@ -255,6 +265,55 @@ class Event:
         of ``worker-died`` the tunnels that were lost."""
     @property
     def message(self) -> str | None: ...
+
+def surplus(tunnels_and_weights: Sequence[tuple[int, int]], skew: float) -> list[int]:
+    """How many tunnels each backend has above ``skew`` times its fair share, which its weight says."""
+
+def skew(tunnels_and_weights: Sequence[tuple[int, int]]) -> float:
+    """The load of the fullest over its fair share: 1 is even; 0 where there is nothing to compare."""
+
+@final
+class Drain:
+    """A drain or a shed as it stands. Spans are in seconds."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def kind(self) -> Literal["drain", "shed", "removed", "down"]:
+        """Asked for; or begun by ``apply``, for a backend that was removed or is down."""
+    @property
+    def pool(self) -> str | None: ...
+    @property
+    def listener(self) -> str | None: ...
+    @property
+    def parts(self) -> list[tuple[str, int, int]]:
+        """Backend, tunnels found, tunnels left; of a listener or of all one part without a name."""
+    @property
+    def total(self) -> int: ...
+    @property
+    def left(self) -> int: ...
+    @property
+    def closed(self) -> int:
+        """Told to go in time."""
+    @property
+    def cut(self) -> int:
+        """Ended at the deadline."""
+    @property
+    def moved(self) -> int:
+        """Carried over to another backend instead."""
+    @property
+    def age(self) -> float: ...
+    @property
+    def over(self) -> float: ...
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def rate(self) -> float:
+        """Closes in a second at most; 0 for no cap."""
+    @property
+    def code(self) -> int: ...
+    @property
+    def state(self) -> Literal["running", "done", "cancelled"]: ...
 
 @final
 class Engine:
@@ -298,6 +357,40 @@ class Engine:
         """
     def ports(self) -> dict[str, dict[str, tuple[int, int]]]:
         """pool → backend → (outgoing ports in use, ports there are, over all source addresses)."""
+    def drain(
+        self,
+        *,
+        pool: str | None = None,
+        backends: Sequence[str] | None = None,
+        listener: str | None = None,
+        over: float,
+        deadline: float,
+        code: int = 1012,
+        rate: float = 0.0,
+    ) -> int:
+        """Begin to tell live tunnels to go; the drain's id.
+
+        Of a pool, of some of its backends, of a listener, or, with none of these, of everything. Spread
+        evenly over ``over`` seconds, at most ``rate`` in any second; at ``deadline`` what is left is cut.
+        That nothing new comes is for the plan to see to. PlanError for what is not there.
+        """
+    def shed(
+        self,
+        pool: str,
+        surplus: Sequence[tuple[str, int]],
+        *,
+        rate: float,
+        code: int = 1012,
+        dry_run: bool = False,
+    ) -> int:
+        """Begin to tell up to so many tunnels of each backend to go; the shed's id.
+
+        In a pool that hashes only those that the table would place elsewhere now. ``dry_run`` counts them.
+        """
+    def cancel_drain(self, id: int) -> bool:
+        """Call a drain or shed off; who has been told goes all the same. False if it was over, or is unknown."""
+    def drains(self) -> list[Drain]:
+        """Those under way, and those that were over less than a minute ago."""
     def stop_accepting(self) -> None:
         """Close the listeners; tunnels go on."""
     def active(self) -> int:

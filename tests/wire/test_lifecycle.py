@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import time
@@ -20,6 +21,9 @@ from .namespace import Namespace, namespace, needs_namespaces
 from .net import SECRET, Server, connect, echoes, proxy, refused, reserved, served, server, until
 from .packets import SlowClient
 from .serving import Serve
+
+RELOADS = int(os.environ.get("PYBALANCER_TEST_RELOADS", "40"))
+"""How many reloads under load: 600 are more than a minute of ten a second."""
 
 
 def test_97_reloads_without_a_pause_lose_nothing(serve: Serve, tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ address = "{backends[0].address}"
                 ([one, two], "weight = 7"),
             ]
         )
-        for number, (backends, extra) in zip(range(1, 41), changes, strict=False):
+        for number, (backends, extra) in zip(range(1, RELOADS + 1), changes, strict=False):
             write(number // 4, backends, extra)
             serving.signal(signal.SIGHUP)
             # The first generation was that of the start.

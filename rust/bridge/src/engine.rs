@@ -5,10 +5,13 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pybalancer_core::drain::Terms;
+use pybalancer_engine::engine::Target;
 use pybalancer_engine::outbox::Event as Told;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::drains::Drain;
 use crate::error::{EngineError, apply_error, duration, os_error, plan_error};
 use crate::plan::{Choice, Plan, source_address};
 
@@ -278,6 +281,61 @@ impl Engine {
             .collect())
     }
 
+    #[pyo3(signature = (*, pool=None, backends=None, listener=None, over, deadline, code=1012, rate=0.0))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
+    fn drain(
+        &self,
+        py: Python<'_>,
+        pool: Option<&str>,
+        backends: Option<Vec<String>>,
+        listener: Option<&str>,
+        over: f64,
+        deadline: f64,
+        code: u16,
+        rate: f64,
+    ) -> PyResult<u64> {
+        let target = match (pool, listener, &backends) {
+            (Some(pool), None, names) => Target::Pool(pool, names.as_deref()),
+            (None, Some(listener), None) => Target::Listener(listener),
+            (None, None, None) => Target::All,
+            _ => {
+                let why = "a drain is of a pool, of backends of a pool, of a listener, or of all";
+                return Err(plan_error(why));
+            }
+        };
+        let terms = terms(over, deadline, code, rate)?;
+        let engine = self.ours()?;
+        py.detach(|| engine.drain(target, terms))
+            .map_err(plan_error)
+    }
+
+    #[pyo3(signature = (pool, surplus, *, rate, code=1012, dry_run=false))]
+    fn shed(
+        &self,
+        py: Python<'_>,
+        pool: &str,
+        surplus: Vec<(String, u32)>,
+        rate: f64,
+        code: u16,
+        dry_run: bool,
+    ) -> PyResult<u64> {
+        let Terms { code, rate, .. } = terms(0.0, 0.0, code, rate)?;
+        let engine = self.ours()?;
+        py.detach(|| engine.shed(pool, &surplus, rate, code, dry_run))
+            .map_err(plan_error)
+    }
+
+    fn cancel_drain(&self, py: Python<'_>, id: u64) -> PyResult<bool> {
+        let engine = self.ours()?;
+        Ok(py.detach(|| engine.cancel_drain(id)))
+    }
+
+    fn drains(&self, py: Python<'_>) -> PyResult<Vec<Drain>> {
+        let engine = self.ours()?;
+        let drains = py.detach(|| engine.drains());
+        Ok(drains.into_iter().map(Drain::from).collect())
+    }
+
     fn stop_accepting(&self, py: Python<'_>) -> PyResult<()> {
         let engine = self.ours()?;
         py.detach(|| engine.stop_accepting());
@@ -302,4 +360,22 @@ impl Engine {
             py.check_signals()?;
         }
     }
+}
+
+/// How a drain is to be done.
+pub fn terms(over: f64, deadline: f64, code: u16, rate: f64) -> PyResult<Terms> {
+    if !(rate >= 0.0 && rate.is_finite()) {
+        return Err(plan_error(format!("rate is a number from 0, not {rate}")));
+    }
+    if !(1000..=4999).contains(&code) || matches!(code, 1004..=1006 | 1015) {
+        return Err(plan_error(format!(
+            "{code} is no code that a Close may carry (RFC 6455, section 7.4)"
+        )));
+    }
+    Ok(Terms {
+        over: duration("over", over)?,
+        deadline: duration("deadline", deadline)?,
+        code,
+        rate,
+    })
 }

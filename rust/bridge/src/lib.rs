@@ -7,6 +7,7 @@
     reason = "_core.pyi documents what Python sees, and stubtest holds it to that"
 )]
 
+mod drains;
 mod engine;
 mod error;
 mod plan;
@@ -17,6 +18,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::drains::{Drain, skew, surplus};
     #[pymodule_export]
     use crate::engine::{Engine, Event};
     #[pymodule_export]

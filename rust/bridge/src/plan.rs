@@ -43,7 +43,11 @@ const STATES: [(&str, State); 3] = [
     ("down", State::Down),
     ("draining", State::Draining),
 ];
-const ORPHANS: [(&str, Orphans); 2] = [("keep", Orphans::Keep), ("close", Orphans::Close)];
+const ORPHANS: [(&str, Orphans); 3] = [
+    ("keep", Orphans::Keep),
+    ("drain", Orphans::Drain),
+    ("close", Orphans::Close),
+];
 
 fn state_word(state: State) -> &'static str {
     STATES
@@ -141,7 +145,8 @@ impl PoolSpec {
     #[pyo3(signature = (
         *, name, backends, policy="maglev", key="source", table_size=65537, max_skew=None, sources=Vec::new(),
         tries=3, connect_timeout=5.0, idle_timeout=0.0, half_closed_timeout=30.0, keepalive=60.0,
-        user_timeout=120.0, response_timeout=60.0, body_timeout=60.0, send_proxy=None, transparent=false, on_remove="keep", on_down="keep"
+        user_timeout=120.0, response_timeout=60.0, body_timeout=60.0, send_proxy=None, transparent=false, on_remove="keep", on_down="keep",
+        drain_over=30.0, drain_deadline=60.0, drain_code=1012, drain_rate=0.0
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -164,6 +169,10 @@ impl PoolSpec {
         transparent: bool,
         on_remove: &str,
         on_down: &str,
+        drain_over: f64,
+        drain_deadline: f64,
+        drain_code: u16,
+        drain_rate: f64,
     ) -> PyResult<PoolSpec> {
         let policies = [
             ("maglev", Policy::Maglev),
@@ -201,6 +210,7 @@ impl PoolSpec {
                 transparent,
                 on_remove: word("on_remove", on_remove, &ORPHANS)?,
                 on_down: word("on_down", on_down, &ORPHANS)?,
+                drain: crate::engine::terms(drain_over, drain_deadline, drain_code, drain_rate)?,
             },
         })
     }
@@ -232,7 +242,7 @@ impl ListenerSpec {
         *, name, bind, pool, backlog=4096, unix_mode=0o666, accept_proxy=None, proxy_local="close",
         trusted=Vec::new(), proxy_timeout=3.0, refuse_unexpected_proxy=true, max_connections=0,
         max_connections_per_source=0, accept_rate=0.0, accept_burst=1, accept_queue=0, queue_timeout=1.0,
-        web=None
+        draining=false, web=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -252,6 +262,7 @@ impl ListenerSpec {
         accept_burst: u32,
         accept_queue: u32,
         queue_timeout: f64,
+        draining: bool,
         web: Option<PyRef<'_, WebSpec>>,
     ) -> PyResult<ListenerSpec> {
         let accepts = [("v1", Accept::V1), ("v2", Accept::V2), ("any", Accept::Any)];
@@ -289,6 +300,7 @@ impl ListenerSpec {
             accept_rate: rate,
             accept_queue,
             queue_timeout: duration("queue_timeout", queue_timeout)?,
+            draining,
             web: web.as_ref().map(|web| web.web.clone()),
         };
         Ok(ListenerSpec {
@@ -493,6 +505,12 @@ impl Plan {
             .collect())
     }
 
+    /// Share of keys that would go to another backend, were they all up.
+    fn moved(&self, py: Python<'_>, other: &Plan, pool: &str) -> PyResult<f64> {
+        let (ours, theirs) = (self.pool(pool)?, other.pool(pool)?);
+        Ok(py.detach(|| moved(ours, theirs)))
+    }
+
     fn explain(&self, pool: &str, source: &str) -> PyResult<Vec<Choice>> {
         let pool = self.pool(pool)?;
         let source = source_address(source)?;
@@ -506,4 +524,19 @@ impl Plan {
                 .map(|(index, verdict)| (index, verdict, 0)),
         ))
     }
+}
+
+/// Slots of the larger table whose keys have another backend in the other.
+fn moved(ours: &Pool, theirs: &Pool) -> f64 {
+    let name = |pool: &Pool, hash: u64| {
+        let index = pool.table.pick(hash)?;
+        let backend = pool.backends.get(usize::from(index))?;
+        Some(Arc::clone(&backend.name))
+    };
+    // Hashes are spread evenly, as those of keys are. So many that a tenth of a per cent is told apart.
+    const SAMPLES: u64 = 1 << 20;
+    let step = u64::MAX / SAMPLES;
+    let differs = |hash: &u64| name(ours, *hash) != name(theirs, *hash);
+    let hashes = (0..SAMPLES).map(|at| at.wrapping_mul(step).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    hashes.filter(differs).count() as f64 / SAMPLES as f64
 }

@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod cookie;
+pub mod drain;
 pub mod endpoint;
 pub mod flow;
 pub mod http;
@@ -21,6 +22,7 @@ pub mod rate;
 pub mod reattach;
 pub mod record;
 pub mod route;
+pub mod shed;
 pub mod time;
 pub mod timers;
 pub mod web;

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use crate::drain::Terms;
 use crate::endpoint::{Endpoint, Network};
 use crate::flow::Secret;
 use crate::pool::Pool;
@@ -55,6 +56,8 @@ pub struct Listener {
     pub accept_queue: u32,
     /// How long one may wait.
     pub queue_timeout: Duration,
+    /// It takes no new tunnels.
+    pub draining: bool,
     /// Mode "websocket"; without it bytes are relayed whatever they mean.
     pub web: Option<Web>,
 }
@@ -83,11 +86,13 @@ pub struct Timeouts {
 pub enum Orphans {
     /// They go on until one side ends them.
     Keep,
-    /// They are aborted at once.
+    /// They are told to go, as a drain does it.
+    Drain,
+    /// They are ended at once.
     Close,
 }
 
-/// How the backends of a pool are reached.
+/// How the backends of a pool are reached, and left.
 #[derive(Clone, Debug)]
 pub struct Dialing {
     /// Deadlines and kernel timers.
@@ -104,6 +109,8 @@ pub struct Dialing {
     pub on_remove: Orphans,
     /// When a backend goes down.
     pub on_down: Orphans,
+    /// How a drain is done that nobody gave other terms.
+    pub drain: Terms,
 }
 
 /// A pool and how to reach its backends.

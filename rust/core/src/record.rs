@@ -75,6 +75,14 @@ pub enum Reason {
     PingTimeout,
     /// Its backend went away, and no other took it in its place.
     ReattachFailed,
+    /// Told to go by a drain.
+    Drained,
+    /// Still there at the deadline of a drain.
+    DrainDeadline,
+    /// Told to go to where there is more room.
+    Shed,
+    /// Its listener drains, and takes no new tunnels.
+    Draining,
 }
 
 impl Reason {
@@ -113,6 +121,10 @@ impl Reason {
             Reason::MessageTooBig => "message-too-big",
             Reason::PingTimeout => "ping-timeout",
             Reason::ReattachFailed => "reattach-failed",
+            Reason::Drained => "drained",
+            Reason::DrainDeadline => "drain-deadline",
+            Reason::Shed => "shed",
+            Reason::Draining => "draining",
         }
     }
 }

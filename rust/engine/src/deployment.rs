@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pybalancer_core::drain;
 use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::flow::{FlowHasher, Secret};
 use pybalancer_core::plan::{Listener, Orphans, Plan, PlannedPool};
 use pybalancer_core::pool::State;
 use pybalancer_core::web::{Route, TunnelRules};
 
+use crate::drains::Kind;
 use crate::ports::{Ledger, Ways};
 use crate::registry::{BackendEntry, Fate, ListenerEntry, Registry};
 use crate::tunnel::{Terms, milliseconds};
@@ -110,6 +112,18 @@ pub struct Deployment {
     pub pools: Vec<Arc<DeployedPool>>,
     /// Whether tunnels of backends that are gone or down have to be closed.
     pub orphans: bool,
+    /// Backends whose tunnels are to be drained, and how.
+    pub leaving: Vec<Leaving>,
+}
+
+/// A backend that is gone or down, and whose pool drains such tunnels.
+pub struct Leaving {
+    /// Which.
+    pub entry: Arc<BackendEntry>,
+    /// Why.
+    pub kind: Kind,
+    /// How.
+    pub terms: drain::Terms,
 }
 
 impl Deployment {
@@ -167,12 +181,13 @@ impl Deployment {
                 hasher: FlowHasher::new(&plan.secret),
             }));
         }
-        let orphans = decide_fates(&pools, registry, before);
+        let (orphans, leaving) = decide_fates(&pools, registry, before);
         Some(Deployment {
             generation,
             fronts,
             pools,
             orphans,
+            leaving,
         })
     }
 }
@@ -189,56 +204,50 @@ impl Deployment {
     }
 }
 
-/// Decide what becomes of every backend's tunnels; whether any are to be closed.
+/// Decide what becomes of every backend's tunnels: whether any are to be closed, and which are drained.
 fn decide_fates(
     pools: &[Arc<DeployedPool>],
     registry: &Registry,
     before: Option<&Deployment>,
-) -> bool {
+) -> (bool, Vec<Leaving>) {
     let mut orphans = false;
+    let mut leaving = Vec::new();
     for entry in registry.backends() {
-        let pool = pools
-            .iter()
-            .find(|pool| pool.planned.pool.name == entry.pool);
+        let named = |pool: &&Arc<DeployedPool>| pool.planned.pool.name == entry.pool;
+        let pool = pools.iter().find(named);
         let place = pool.and_then(|pool| {
-            pool.backends
-                .iter()
-                .position(|known| Arc::ptr_eq(known, &entry))
+            let mut known = pool.backends.iter();
+            known.position(|known| Arc::ptr_eq(known, &entry))
         });
-        let fate = match (pool, place) {
-            (Some(pool), Some(place)) => {
-                let down = pool
-                    .planned
-                    .pool
-                    .backends
-                    .get(place)
-                    .is_some_and(|b| b.state == State::Down);
-                if down && pool.planned.dialing.on_down == Orphans::Close {
-                    Fate::Down
-                } else {
-                    Fate::Keep
-                }
+        let state = pool.zip(place).and_then(|(pool, place)| {
+            let backend = pool.planned.pool.backends.get(place)?;
+            Some(backend.state)
+        });
+        // Of a pool that is gone itself, the last word counts.
+        let last = || before?.pools.iter().find(named);
+        let dialing = pool.or_else(last).map(|pool| &pool.planned.dialing);
+        let (kind, orphan) = match (state, dialing) {
+            (Some(State::Down), Some(dialing)) => (Kind::Down, dialing.on_down),
+            (Some(_), _) => (Kind::Removed, Orphans::Keep),
+            (None, Some(dialing)) => (Kind::Removed, dialing.on_remove),
+            (None, None) => {
+                orphans |= entry.fate() != Fate::Keep;
+                continue;
             }
-            // Of a pool that is gone itself, the last word counts.
-            (pool, _) => {
-                let dialing = pool.map(|pool| &pool.planned.dialing).or_else(|| {
-                    let old = before?
-                        .pools
-                        .iter()
-                        .find(|pool| pool.planned.pool.name == entry.pool)?;
-                    Some(&old.planned.dialing)
-                });
-                match dialing {
-                    Some(dialing) if dialing.on_remove == Orphans::Close => Fate::Removed,
-                    Some(_) => Fate::Keep,
-                    None => entry.fate(),
-                }
-            }
+        };
+        let fate = match (orphan, kind) {
+            (Orphans::Close, Kind::Down) => Fate::Down,
+            (Orphans::Close, _) => Fate::Removed,
+            (Orphans::Keep | Orphans::Drain, _) => Fate::Keep,
         };
         entry.set_fate(fate);
         orphans |= fate != Fate::Keep;
+        if let (Orphans::Drain, Some(dialing)) = (orphan, dialing) {
+            let terms = dialing.drain;
+            leaving.push(Leaving { entry, kind, terms });
+        }
     }
-    orphans
+    (orphans, leaving)
 }
 
 /// Whether two addresses may share clients, so that one of ours would be taken for somebody else's.

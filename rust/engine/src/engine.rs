@@ -1,5 +1,9 @@
 //! The handle on the workers.
 
+mod draining;
+
+pub use draining::{Progress as DrainProgress, Target};
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -20,6 +24,7 @@ use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
 use crate::deployment::{DeployedPool, Deployment, overlap};
+use crate::drains::Order;
 use crate::mailbox::{Command, Mailbox, mailbox};
 use crate::outbox::Outbox;
 use crate::ports::Ledger;
@@ -108,6 +113,9 @@ struct State {
     next_socket: u32,
     generation: u64,
     deployment: Option<Arc<Deployment>>,
+    /// Drains and sheds: those under way, and for a while those that are over.
+    drains: Vec<Arc<Order>>,
+    drained: u64,
     closed: bool,
 }
 
@@ -148,6 +156,8 @@ impl Engine {
             next_socket: 0,
             generation: 0,
             deployment: None,
+            drains: Vec::new(),
+            drained: 0,
             closed: false,
         };
         // The workers already started are told to finish when this is dropped on an error.
@@ -301,6 +311,7 @@ impl Engine {
                 .send(Command::Apply(Arc::clone(&next)), None)
                 .is_ok();
         }
+        self.drain_leaving(&mut state, &next);
         let before = state.deployment.replace(Arc::clone(&next));
         state.sockets.retain(|_, bound| {
             if next.fronts.iter().any(|front| front.socket == bound.number) {

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod deployment;
+pub mod drains;
 pub mod engine;
 pub mod exchange;
 pub mod log;

@@ -19,6 +19,7 @@ use rustix::net::{
 };
 
 use crate::deployment::Deployment;
+use crate::drains::Order;
 use crate::sys::above_standard_streams;
 
 /// What a worker is told.
@@ -32,6 +33,8 @@ pub enum Command {
     },
     /// Run this plan from now on.
     Apply(Arc<Deployment>),
+    /// Tell tunnels to go.
+    Drain(Arc<Order>),
     /// Accept no more; tunnels go on.
     StopAccepting,
     /// Accept no more, and end when the last tunnel has, or at the deadline.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pybalancer_core::reattach::Rules;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::Tracker;
+use pybalancer_core::ws::close::Farewell;
 
 use crate::deployment::{DeployedPool, Front};
 use crate::exchange::Exchange;
@@ -166,23 +167,19 @@ pub struct Story {
     pub request: Option<Box<RequestLine>>,
 }
 
-/// A WebSocket on its way to an end that the balancer asked for.
+/// A tunnel on its way to an end that the balancer asked for.
 #[derive(Debug)]
 pub struct Closing {
-    /// The code for the client, until it has been sent.
-    pub to_client: Option<u16>,
-    /// The code for the backend, until it has been sent.
-    pub to_backend: Option<u16>,
-    /// Nothing of the client's passes any more; it is read and dropped.
-    pub client_mute: bool,
-    /// Nothing of the backend's passes any more.
-    pub backend_mute: bool,
+    /// Who is still to be told what, and whose words count no more.
+    pub farewell: Farewell,
     /// Who has ended its stream, by [`Side`].
     pub ended: [bool; 2],
     /// What the log will say.
     pub reason: pybalancer_core::record::Reason,
     /// When patience ends.
     pub until: Tick,
+    /// How long the client may take to answer.
+    pub patience: Duration,
 }
 
 /// Two sockets and what flows between them.

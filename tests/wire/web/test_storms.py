@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ..namespace import Namespace, namespace, needs_namespaces
-from ..net import connect, reserved, reset, until
+from ..net import PATIENCE, connect, reserved, reset, until
 from ..serving import Serve
 from .ends import Held, WebProxy, tunnel, web_proxy
 from .frames import TEXT, frame, read_frame
@@ -215,6 +216,32 @@ def test_too_many_connections_a_second_are_told_so(recorder: Recorder) -> None:
         turned_away(waiting)
         until(lambda: balancer.counted.refused_rate == 6)
         assert client.ask(request()).status == 200
+
+
+def test_106_after_a_restart_of_the_balancer_its_clients_come_back_no_faster_than_the_cap(
+    recorder: Recorder,
+) -> None:
+    web = {"handshakes": 40.0, "handshakes_burst": 1, "handshakes_queue": 100, "handshakes_wait": 60.0}
+    count = 50
+    with reserved() as address, ExitStack() as stack:
+        with web_proxy([recorder], bind=address, workers=2) as balancer:
+            clients = [stack.enter_context(knock(balancer, number)) for number in range(count)]
+            assert all(entered(client) for client in clients)
+        # Gone, and with it every tunnel.
+        with web_proxy([recorder], web=web, bind=address, workers=2) as balancer:
+            began = time.monotonic()
+            clients = [stack.enter_context(knock(balancer, number)) for number in range(count)]
+            came = {client.socket: client for client in clients}
+            times = []
+            while came:
+                ready, _, _ = select.select(list(came), [], [], PATIENCE)
+                assert ready
+                at = time.monotonic() - began
+                times += [at for one in ready if entered(came.pop(one))]
+            assert balancer.counted.refused_rate == 0
+        # None came in before its turn. How late one is seen to have come in says nothing.
+        for place, at in enumerate(times):
+            assert at >= place / 40.0 - 0.05, times
 
 
 def test_103_all_backends_down(recorder: Recorder) -> None:

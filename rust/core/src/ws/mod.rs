@@ -3,6 +3,7 @@
 //! Frames are relayed, never altered: what is here proves a handshake, follows frame boundaries, and
 //! makes the few frames that a balancer sends in its own name.
 
+pub mod close;
 mod frame;
 mod handshake;
 #[cfg(test)]

@@ -121,6 +121,32 @@ impl Tracker {
         Ok(bytes.len())
     }
 
+    /// The same, but only as far as the frame reaches that is under way: an error says where it ended.
+    #[cold]
+    pub fn see_to_boundary(&mut self, bytes: &[u8]) -> Result<usize, usize> {
+        // The frame under way has passed the rules; without them no part of it is held back.
+        let rules = Rules::default();
+        let mut seen = 0;
+        while seen < bytes.len() {
+            if self.at_boundary() {
+                return Err(seen);
+            }
+            let left = bytes.len() - seen;
+            // Within a header, or the payload of a control frame, byte by byte: there are few.
+            let step = usize::try_from(self.unseen()).map_or(left, |unseen| unseen.clamp(1, left));
+            let part = bytes.get(seen..seen + step).unwrap_or_default();
+            if let Err(violation) = self.see(part, &rules) {
+                return Err(seen + violation.at);
+            }
+            seen += step;
+        }
+        if self.at_boundary() {
+            Err(seen)
+        } else {
+            Ok(seen)
+        }
+    }
+
     /// Between two frames, with nothing of the next one's header seen.
     #[inline]
     pub fn at_boundary(&self) -> bool {

@@ -75,38 +75,10 @@ impl Tap for Frames<'_> {
     #[inline]
     fn see(&mut self, bytes: &[u8]) -> Result<usize, usize> {
         if self.stop_at_boundary {
-            return self.see_to_boundary(bytes);
+            return self.tracker.see_to_boundary(bytes);
         }
         self.tracker
             .see(bytes, &self.rules)
             .map_err(|violation| violation.at)
-    }
-}
-
-impl Frames<'_> {
-    /// See only as far as the frame reaches that is under way.
-    #[cold]
-    fn see_to_boundary(&mut self, bytes: &[u8]) -> Result<usize, usize> {
-        // The frame under way has passed the rules; without them no part of it is held back.
-        let rules = Rules::default();
-        let mut seen = 0;
-        while seen < bytes.len() {
-            if self.tracker.at_boundary() {
-                return Err(seen);
-            }
-            let left = bytes.len() - seen;
-            // Within a header, or the payload of a control frame, byte by byte: there are few.
-            let step = self.unseen().clamp(1, left);
-            let part = bytes.get(seen..seen + step).unwrap_or_default();
-            if let Err(violation) = self.tracker.see(part, &rules) {
-                return Err(seen + violation.at);
-            }
-            seen += step;
-        }
-        if self.tracker.at_boundary() {
-            Err(seen)
-        } else {
-            Ok(seen)
-        }
     }
 }

@@ -145,6 +145,9 @@ impl Worker {
         self.counters.worker(field!(WorkerSlot, accepted), 1);
         self.counters
             .listener(entry.index(), field!(ListenerSlot, accepted), 1);
+        if listener.draining && listener.web.is_none() {
+            return self.refuse(front, client, peer, Reason::Draining);
+        }
         if !ListenerEntry::take(entry.live(), listener.max_connections) {
             return self.refuse(front, client, peer, Reason::ListenerFull);
         }

@@ -1,12 +1,11 @@
 //! Ending a WebSocket in its own language (RFC 6455, section 7).
 //!
-//! A Close may only stand between two frames. So the frame under way is relayed to its end, then the
-//! Close takes the place of the next one, and nothing of the other side's follows it. The client's
-//! answer is relayed to the backend, which so learns of the end in the usual way. When both have had
-//! their Close, what they still send is read and dropped until they end, for a bounded time.
+//! What is said when is decided in `core::ws::close`; here it is said, and patience has its end: peers who do
+//! not answer are waited for, what they still send is read and dropped, for a bounded time.
 
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
+use pybalancer_core::ws::close::{Farewell, Stream};
 use pybalancer_core::ws::{close_frame, ping_frame};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
@@ -15,9 +14,9 @@ use std::time::Duration;
 use super::Worker;
 use super::ending::How;
 use crate::poller::{EventFlags, Interest, Side};
-use crate::relay;
+use crate::relay::{self, Flow};
 use crate::stats::field;
-use crate::tunnel::{Closing, Moment, Tunnel};
+use crate::tunnel::{Closing, Moment, Terms, Tunnel};
 
 /// Going away: the server is shutting down.
 pub(super) const GOING_AWAY: u16 = 1001;
@@ -35,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Worker {
     /// Begin to end a WebSocket: Close with `code` to the client, whose answer goes to the backend.
     pub(super) fn close_websocket(&mut self, slot: u32, code: u16, reason: Reason) {
-        self.begin_closing(slot, Some(code), None, reason);
+        self.begin_closing(slot, Some(code), None, reason, None);
     }
 
     /// `from` sent what the rules do not let pass. What came before it has gone on.
@@ -52,18 +51,39 @@ impl Worker {
             Side::Backend => (BAD_GATEWAY, fault),
         };
         let reason = Reason::MessageTooBig;
-        self.begin_closing(slot, Some(to_client), Some(to_backend), reason);
+        self.begin_closing(slot, Some(to_client), Some(to_backend), reason, None);
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
         if let Some(closing) = &mut tunnel.closing {
             // The stream behind the frame that did not pass means nothing any more.
             match from {
-                Side::Client => closing.client_mute = true,
-                Side::Backend => closing.backend_mute = true,
+                Side::Client => closing.farewell.client_mute = true,
+                Side::Backend => closing.farewell.backend_mute = true,
             }
         }
         self.continue_closing(slot);
+    }
+
+    /// The same, where it may take until then before a frame ends and the Close can be sent.
+    pub(super) fn close_until(
+        &mut self,
+        slot: u32,
+        code: u16,
+        reason: Reason,
+        until: Option<Tick>,
+    ) {
+        self.begin_closing(slot, Some(code), None, reason, until);
+    }
+
+    /// End this one's patience earlier.
+    pub(super) fn hurry(&mut self, slot: u32, until: Tick) {
+        let tunnel = self.tunnels.get_mut(slot as usize);
+        if let Some(closing) = tunnel.and_then(|tunnel| tunnel.closing.as_mut()) {
+            closing.until = closing.until.min(until);
+            closing.patience = closing.patience.min(until.since(self.now));
+            self.wheel.set(slot, closing.until);
+        }
     }
 
     fn begin_closing(
@@ -72,6 +92,7 @@ impl Worker {
         to_client: Option<u16>,
         to_backend: Option<u16>,
         reason: Reason,
+        until: Option<Tick>,
     ) {
         let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
@@ -87,19 +108,19 @@ impl Worker {
         // Without a backend there is the client alone.
         let alone = tunnel.backend.is_none();
         tunnel.to_backend.done |= alone;
-        let patience = match tunnel.terms.close_ms {
-            0 => PATIENCE,
-            ms => Duration::from_millis(u64::from(ms)),
-        };
-        let until = now + patience;
+        let patience = patience(&tunnel.terms);
+        let until = until.unwrap_or_default().max(now + patience);
         tunnel.closing = Some(Box::new(Closing {
-            to_client,
-            to_backend: to_backend.filter(|_| !alone && !told),
-            client_mute: alone || told,
-            backend_mute: alone,
+            farewell: Farewell {
+                to_client,
+                to_backend: to_backend.filter(|_| !alone && !told),
+                client_mute: alone || told,
+                backend_mute: alone,
+            },
             ended: [false, alone],
             reason,
             until,
+            patience,
         }));
         self.wheel.set(slot, until);
         self.continue_closing(slot);
@@ -108,60 +129,47 @@ impl Worker {
     /// Send what can be sent now.
     pub(super) fn continue_closing(&mut self, slot: u32) {
         let mask = self.entropy().to_le_bytes();
+        let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
-        let Tunnel {
-            closing,
-            client,
-            backend,
-            to_client,
-            to_backend,
-            from_client,
-            from_backend,
-            ..
-        } = tunnel;
-        let Some(closing) = closing else {
+        let Some(closing) = &mut tunnel.closing else {
             return;
         };
+        let towards = |flow: &Flow| Stream {
+            blocked: flow.blocked(),
+            ended: flow.eof,
+        };
+        let (client, backend) = (&tunnel.client, tunnel.backend.as_ref());
+        let (to_client, to_backend) = (&mut tunnel.to_client, &mut tunnel.to_backend);
+        let waits = !closing.farewell.client_told();
+        let (to_them, to_us) = (towards(to_client), towards(to_backend));
+        let say =
+            closing
+                .farewell
+                .advance(&tunnel.from_client, &tunnel.from_backend, to_them, to_us);
         let mut failed = false;
-        if let Some(code) = closing.to_client
-            && from_backend.at_boundary()
-            && !to_client.blocked()
-        {
-            if from_backend.closed().is_none() && !to_client.eof {
-                let frame = close_frame(code, "", None);
-                failed |= relay::inject(to_client, frame.as_slice(), client).is_err();
-            }
-            closing.to_client = None;
-            closing.backend_mute = true;
+        if let Some(code) = say.to_client {
+            let frame = close_frame(code, "", None);
+            failed |= relay::inject(to_client, frame.as_slice(), client).is_err();
         }
-        if from_client.closed().is_some() && closing.to_client.is_none() {
-            // The client's answer has gone to the backend, and is all that it needed.
-            closing.to_backend = None;
-            closing.client_mute = true;
-        }
-        if let (Some(code), Some(backend)) = (closing.to_backend, &*backend)
-            && from_client.at_boundary()
-            && !to_backend.blocked()
-        {
-            if from_client.closed().is_none() && !to_backend.eof {
-                let [a, b, c, d, ..] = mask;
-                let frame = close_frame(code, "", Some([a, b, c, d]));
-                failed |= relay::inject(to_backend, frame.as_slice(), backend).is_err();
-            }
-            closing.to_backend = None;
-            closing.client_mute = true;
+        if let (Some(code), Some(backend)) = (say.to_backend, backend) {
+            let [a, b, c, d, ..] = mask;
+            let frame = close_frame(code, "", Some([a, b, c, d]));
+            failed |= relay::inject(to_backend, frame.as_slice(), backend).is_err();
         }
         if failed {
             let reason = closing.reason;
             return self.end(slot, reason, How::Abort);
         }
+        if waits && closing.farewell.client_told() {
+            // From now on it is the client's answer that is waited for.
+            closing.until = closing.until.min(now + closing.patience);
+            self.wheel.set(slot, closing.until);
+        }
         // Whoever has had a Close and is owed nothing gets the end of the stream behind it.
-        let said = closing.to_client.is_none() && closing.to_backend.is_none();
-        let both_mute = closing.client_mute && closing.backend_mute;
-        if said && both_mute {
-            let sockets = [(to_client, Some(&*client)), (to_backend, backend.as_ref())];
+        if say.over {
+            let sockets = [(to_client, Some(client)), (to_backend, backend)];
             for (flow, socket) in sockets {
                 if let Some(socket) = socket
                     && !flow.done
@@ -185,8 +193,8 @@ impl Worker {
         };
         let reason = closing.reason;
         let mute = match side {
-            Side::Client => closing.client_mute,
-            Side::Backend => closing.backend_mute,
+            Side::Client => closing.farewell.client_mute,
+            Side::Backend => closing.farewell.backend_mute,
         };
         if flags.contains(EventFlags::ERR) {
             return self.end(slot, reason, How::Abort);
@@ -213,8 +221,11 @@ impl Worker {
             } else if let Some(tunnel) = self.tunnels.get_mut(slot as usize) {
                 let ended = tunnel.flow_from(side).eof;
                 if let (true, Some(closing)) = (ended, &mut tunnel.closing) {
-                    // It will answer no more.
-                    closing.to_backend = closing.to_backend.or(Some(GOING_AWAY));
+                    if tunnel.framed {
+                        // It will answer no more.
+                        closing.farewell.to_backend =
+                            closing.farewell.to_backend.or(Some(GOING_AWAY));
+                    }
                     self.note_ended(slot, side);
                 }
             }
@@ -247,6 +258,11 @@ impl Worker {
                 Ok((_, 0)) => {
                     self.note_ended(slot, side);
                     return true;
+                }
+                Ok(_) if !tunnel.framed => {
+                    // Of a plain stream nothing may be missing where its end was told.
+                    self.end(slot, reason, How::Abort);
+                    return false;
                 }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return true,
@@ -302,13 +318,13 @@ impl Worker {
             return;
         };
         let reason = closing.reason;
-        let said = closing.to_client.is_none() && !tunnel.to_client.blocked();
-        if said && !closing.client_mute {
+        let said = closing.farewell.to_client.is_none() && !tunnel.to_client.blocked();
+        if said && !closing.farewell.client_mute && tunnel.framed {
             // It did not answer. The backend is told in our own words.
             if let Some(closing) =
                 (self.tunnels.get_mut(slot as usize)).and_then(|tunnel| tunnel.closing.as_mut())
             {
-                closing.to_backend = Some(GOING_AWAY);
+                closing.farewell.to_backend = Some(GOING_AWAY);
             }
             self.continue_closing(slot);
         }
@@ -356,14 +372,30 @@ impl Worker {
     }
 }
 
+/// How long a peer may take to answer a Close.
+pub(super) fn patience(terms: &Terms) -> Duration {
+    match terms.close_ms {
+        0 => PATIENCE,
+        ms => Duration::from_millis(u64::from(ms)),
+    }
+}
+
 /// What can be done with one socket of a WebSocket that is being ended.
 fn wanted(tunnel: &Tunnel, side: Side) -> Interest {
     let Some(closing) = &tunnel.closing else {
         return tunnel.wanted(side);
     };
     let (mute, outgoing, incoming) = match side {
-        Side::Client => (closing.client_mute, &tunnel.to_client, &tunnel.to_backend),
-        Side::Backend => (closing.backend_mute, &tunnel.to_backend, &tunnel.to_client),
+        Side::Client => (
+            closing.farewell.client_mute,
+            &tunnel.to_client,
+            &tunnel.to_backend,
+        ),
+        Side::Backend => (
+            closing.farewell.backend_mute,
+            &tunnel.to_backend,
+            &tunnel.to_client,
+        ),
     };
     let over = closing.ended[side as usize];
     let read = if !over && (mute || !incoming.blocked()) {

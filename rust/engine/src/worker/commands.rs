@@ -53,6 +53,7 @@ impl Worker {
                     self.accepting = true;
                     self.install();
                 }
+                Command::Drain(order) => self.begin_drain(order),
                 Command::StopAccepting => self.stop_accepting(),
                 Command::Finish(deadline) => {
                     self.stop_accepting();
@@ -185,16 +186,20 @@ impl Worker {
     /// Connections between two requests hold nothing that anybody waits for.
     fn end_idle_requests(&mut self) {
         for slot in self.slots() {
-            let Some(tunnel) = self.tunnels.get(slot as usize) else {
-                continue;
-            };
-            let idle = |exchange: &Exchange| exchange.served > 0 && exchange.ahead.is_empty();
-            if let Some(opening) = &tunnel.opening
-                && opening.phase == Phase::Request
-                && opening.exchange.as_deref().is_some_and(idle)
-            {
-                self.end(slot, Reason::Finished, How::Clean);
-            }
+            self.end_idle_request(slot);
+        }
+    }
+
+    pub(super) fn end_idle_request(&mut self, slot: u32) {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        let idle = |exchange: &Exchange| exchange.served > 0 && exchange.ahead.is_empty();
+        if let Some(opening) = &tunnel.opening
+            && opening.phase == Phase::Request
+            && opening.exchange.as_deref().is_some_and(idle)
+        {
+            self.end(slot, Reason::Finished, How::Clean);
         }
     }
 

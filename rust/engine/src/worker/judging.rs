@@ -157,7 +157,8 @@ impl Worker {
                 let unfinished = inflight.broken || !inflight.body.is_complete();
                 // Who has ended its sending may have asked for more before.
                 let last = exchange.ended && exchange.ahead.is_empty();
-                inflight.keep_alive &= accepting && !until_close && !unfinished && !last;
+                inflight.keep_alive &=
+                    accepting && !front.listener.draining && !until_close && !unfinished && !last;
                 inflight.backend_stays =
                     response.keep_alive && !until_close && !unfinished && !inflight.unasked;
                 how.close = !inflight.keep_alive;

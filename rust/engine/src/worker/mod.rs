@@ -5,7 +5,7 @@
 //! and when it ends, with plain atomics.
 //!
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
-//! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine. In mode
+//! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine, [`draining`] tells tunnels to go. In mode
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
 //! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. Those
 //! that go on elsewhere when their backend goes away leave it in [`leaving`], and find the next in
@@ -15,6 +15,7 @@ mod accept;
 mod answers;
 mod closing;
 mod commands;
+mod draining;
 mod ending;
 mod failures;
 mod judging;
@@ -50,6 +51,7 @@ use crate::registry::BackendEntry;
 use crate::relay::Tools;
 use crate::stats::{Counters, Stats, field};
 use crate::tunnel::Tunnel;
+use draining::Draining;
 
 /// What all workers of an engine share.
 pub struct Shared {
@@ -131,6 +133,10 @@ pub struct Worker {
     busiest: usize,
     /// When a listener that has moved is closed.
     retire_at: Option<Tick>,
+    /// Drains and sheds under way.
+    drains: Vec<Draining>,
+    /// When one of them has something to do.
+    drain_at: Option<Tick>,
     /// When the head of some queue may be admitted.
     admit_at: Option<Tick>,
     /// Accepting pauses until then.
@@ -179,6 +185,8 @@ impl Worker {
             opening: 0,
             busiest: 0,
             retire_at: None,
+            drains: Vec::new(),
+            drain_at: None,
             admit_at: None,
             resume_at: None,
             pause_told: false,
@@ -236,6 +244,7 @@ impl Worker {
                 self.end(slot, Reason::WorkerPanic, ending::How::Abort)
             }));
         }
+        self.forget_drains();
         self.tunnels = roomy_slab(&self.shared);
         self.wheel = roomy_wheel(&self.shared, self.now);
         self.tools = Tools::default();
@@ -331,6 +340,7 @@ impl Worker {
         let times = [
             self.wheel.next(),
             self.retire_at,
+            self.drain_at,
             self.admit_at,
             self.resume_at,
             self.tell_at,
@@ -355,6 +365,9 @@ impl Worker {
         }
         if reached(self.retire_at, self.now) {
             self.retire_listeners();
+        }
+        if reached(self.drain_at, self.now) {
+            self.advance_drains();
         }
         if reached(self.admit_at, self.now) {
             self.admit_waiting();

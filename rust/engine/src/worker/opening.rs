@@ -139,6 +139,7 @@ impl Worker {
             Reason::PortsExhausted => "no outgoing port is left",
             Reason::Shutdown => "shutting down",
             Reason::BackendRemoved | Reason::BackendDown => "the backend is gone",
+            Reason::DrainDeadline | Reason::Draining => "draining",
             _ => "no room",
         };
         self.turn_away(slot, why, reason);
@@ -535,6 +536,9 @@ impl Worker {
         match tunnel.due(now) {
             Some(at) => self.wheel.set(slot, at),
             None => self.wheel.cancel(slot),
+        }
+        if !self.drains.is_empty() {
+            self.join_drains(slot);
         }
     }
 }

@@ -168,8 +168,8 @@ impl Worker {
         let was_done = flow.done;
         let outcome = if tunnel.framed {
             let stop_at_boundary = (tunnel.closing.as_ref()).is_some_and(|closing| match from {
-                Side::Client => closing.to_backend.is_some(),
-                Side::Backend => closing.to_client.is_some(),
+                Side::Client => closing.farewell.to_backend.is_some(),
+                Side::Backend => closing.farewell.to_client.is_some(),
             });
             let rules = Rules {
                 max_message: tunnel.terms.max_message,

@@ -78,7 +78,9 @@ impl Worker {
             return;
         };
         // Without its listener it may finish what it has begun.
-        let goes_on = self.accepting && renew(self.deployment.as_deref(), opening);
+        let goes_on = self.accepting
+            && renew(self.deployment.as_deref(), opening)
+            && !opening.front.listener.draining;
         let (Some(web), Some(exchange)) = (&opening.front.listener.web, &mut opening.exchange)
         else {
             return;
@@ -222,6 +224,12 @@ impl Worker {
         if decided.handshake {
             // A connection that has carried requests carries no tunnel.
             self.drop_backend(slot);
+            let draining = (self.tunnels.get(slot as usize))
+                .and_then(|tunnel| tunnel.opening.as_ref())
+                .is_some_and(|opening| opening.front.listener.draining);
+            if draining {
+                return self.turn_away(slot, "draining", Reason::Draining);
+            }
             return self.pace_handshake(slot);
         }
         self.send_request(slot, same_pool);

@@ -1,0 +1,358 @@
+//! Draining: telling live tunnels to go, each at its time.
+//!
+//! A WebSocket gets its Close between two frames. A plain stream gets its end (FIN) in a moment in which
+//! nothing of the backend's is under way; what comes after all turns that end into a reset, since an end
+//! must not lie. Whoever is still there at the deadline is cut.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pybalancer_core::pool::{Draw, Policy};
+use pybalancer_core::record::Reason;
+use pybalancer_core::time::Tick;
+use pybalancer_core::ws::close::Farewell;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown};
+
+use super::Worker;
+use super::ending::How;
+use crate::deployment::DeployedPool;
+use crate::drains::{Kind, Order, Scope};
+use crate::poller::Side;
+use crate::tunnel::{Closing, Phase, Tunnel, milliseconds};
+
+/// Tunnels looked at for one that can be told at once, before one is told that cannot.
+const LOOKS: usize = 16;
+/// Turns are not shorter than this: a drain of millions wakes nobody for each of them. Less than what
+/// the pace lets a worker make up for.
+const STRIDE: Duration = Duration::from_millis(1);
+/// When none can be told in this moment, they are looked at again after this time.
+const AGAIN: Duration = Duration::from_millis(10);
+/// A plain stream is ended when nothing has passed for this long: what the backend is saying comes in
+/// pieces, and the pause between two of them is no end. Less as the deadline comes near.
+const QUIET_MS: u32 = 100;
+/// How long those who are cut may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// An order, and this worker's part of it.
+pub(super) struct Draining {
+    order: Arc<Order>,
+    /// Tunnels not told yet, by slot and generation.
+    waiting: VecDeque<(u32, u32)>,
+}
+
+impl Worker {
+    /// Begin this worker's part of a drain or shed.
+    pub(super) fn begin_drain(&mut self, order: Arc<Order>) {
+        let mut waiting = Vec::new();
+        for slot in self.slots() {
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                continue;
+            };
+            let Some(part) = order.concerns(tunnel) else {
+                continue;
+            };
+            if tunnel.opening.is_some() {
+                self.drain_opening(slot, &order);
+                continue;
+            }
+            let generation = tunnel.generation;
+            if order.kind == Kind::Shed {
+                let may_go = tunnel.closing.is_none() && self.is_misplaced(slot, part, &order);
+                let quota = order.quotas.get(part).filter(|_| may_go);
+                let Some(quota) = quota else { continue };
+                quota.found.fetch_add(1, Ordering::Relaxed);
+            }
+            waiting.push((slot, generation));
+        }
+        if order.counts_only {
+            return order.finish();
+        }
+        // In no order that anybody could know: neighbours in the table came at the same time.
+        for at in (1..waiting.len()).rev() {
+            let other = (self.entropy() % (at as u64 + 1)) as usize;
+            waiting.swap(at, other);
+        }
+        let waiting = waiting.into();
+        self.drains.push(Draining { order, waiting });
+        self.advance_drains();
+    }
+
+    /// What is no tunnel yet and belongs to what is drained.
+    fn drain_opening(&mut self, slot: u32, order: &Order) {
+        if order.kind == Kind::Shed || self.phase(slot) != Some(Phase::Request) {
+            // It finishes what it has begun; if a tunnel comes of it, that joins.
+            return;
+        }
+        match order.scope {
+            Scope::Backends(_) => self.drop_backend(slot),
+            Scope::Listener(_) | Scope::All(_) => self.end_idle_request(slot),
+        }
+    }
+
+    /// A tunnel stands now: it may belong to what is being drained.
+    pub(super) fn join_drains(&mut self, slot: u32) {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return;
+        };
+        let place = (slot, tunnel.generation);
+        for draining in &mut self.drains {
+            let order = &draining.order;
+            if order.kind != Kind::Shed && !order.cancelled() && order.concerns(tunnel).is_some() {
+                draining.waiting.push_back(place);
+                self.drain_at = Some(self.now);
+            }
+        }
+    }
+
+    /// Tell those whose time has come, and cut those whose time is over.
+    pub(super) fn advance_drains(&mut self) {
+        self.drain_at = None;
+        let mut drains = std::mem::take(&mut self.drains);
+        drains.retain_mut(|draining| self.advance_drain(draining));
+        // Whoever joined meanwhile was not seen by those that were taken out.
+        drains.append(&mut self.drains);
+        self.drains = drains;
+    }
+
+    /// False once there is nothing more to do for it.
+    fn advance_drain(&mut self, draining: &mut Draining) -> bool {
+        let order = Arc::clone(&draining.order);
+        if order.cancelled() {
+            return false;
+        }
+        let now = self.now;
+        let deadline = order.deadline();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.cut(&order);
+            order.finish();
+            return false;
+        }
+        let mut again = None;
+        while again.is_none() && !draining.waiting.is_empty() {
+            let Some((slot, generation)) = self.next_to_go(draining) else {
+                again = (!draining.waiting.is_empty()).then(|| now + AGAIN);
+                break;
+            };
+            if let Err(at) = order.admit(now, self.entropy()) {
+                draining.waiting.push_front((slot, generation));
+                again = Some(at.max(now + STRIDE));
+                break;
+            }
+            if self.send_off(slot, &order) {
+                order.closed.fetch_add(1, Ordering::Relaxed);
+            } else {
+                // Something came in this very moment.
+                draining.waiting.push_back((slot, generation));
+                again = Some(now + AGAIN);
+            }
+        }
+        if deadline.is_none() && draining.waiting.is_empty() {
+            order.finish();
+            return false;
+        }
+        let next = again.into_iter().chain(deadline).min();
+        self.drain_at = self.drain_at.into_iter().chain(next).min();
+        true
+    }
+
+    /// The next tunnel that is still there and not on its way: rather one that can be told at once. None if
+    /// none is left, or none can be told in this moment.
+    fn next_to_go(&mut self, draining: &mut Draining) -> Option<(u32, u32)> {
+        let (mut looks, now) = (0, self.now);
+        let most = LOOKS.min(draining.waiting.len());
+        let deadline = draining.order.deadline();
+        while let Some((slot, generation)) = draining.waiting.pop_front() {
+            let tunnel = self.tunnels.get(slot as usize);
+            let Some(tunnel) = tunnel.filter(|tunnel| tunnel.generation == generation) else {
+                continue;
+            };
+            if tunnel.closing.is_some() {
+                continue;
+            }
+            if draining.order.kind == Kind::Shed && !is_wanted(&draining.order, tunnel) {
+                continue;
+            }
+            let between = if tunnel.framed {
+                tunnel.from_backend.at_boundary()
+            } else {
+                is_quiet(tunnel, now, deadline)
+            };
+            if between && !tunnel.to_client.blocked() {
+                return Some((slot, generation));
+            }
+            looks += 1;
+            if looks >= most && tunnel.framed {
+                // The Close waits at the end of its frame.
+                return Some((slot, generation));
+            }
+            draining.waiting.push_back((slot, generation));
+            if looks >= most {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Tell one tunnel to go; false if it cannot be told in this moment.
+    fn send_off(&mut self, slot: u32, order: &Order) -> bool {
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return true;
+        };
+        let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
+        if order.kind == Kind::Shed && !quota.is_some_and(|quota| take(&quota.left)) {
+            // Another worker took the last one.
+            return true;
+        }
+        let until = order.deadline();
+        if tunnel.framed {
+            self.close_until(slot, order.terms.code, order.reason(), until);
+            return true;
+        }
+        let sent = self.end_stream(slot, order.reason(), until);
+        if let (false, Some(quota)) = (sent, quota) {
+            quota.left.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// End what the client gets of a plain stream, if nothing is under way; false if something is.
+    fn end_stream(&mut self, slot: u32, reason: Reason, until: Option<Tick>) -> bool {
+        let now = self.now;
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return true;
+        };
+        let Some(backend) = &tunnel.backend else {
+            return true;
+        };
+        if tunnel.to_client.eof {
+            // It is ending already, and goes when the client has said what it has to say.
+            return true;
+        }
+        let peeked = rustix::net::recv(backend, &mut [0_u8; 1], RecvFlags::PEEK);
+        let quiet = matches!(peeked, Err(Errno::AGAIN)) && !tunnel.to_client.blocked();
+        if !quiet {
+            return false;
+        }
+        if rustix::net::shutdown(&tunnel.client, Shutdown::Write).is_err() {
+            self.fail(slot, Side::Client);
+            return true;
+        }
+        (tunnel.to_client.eof, tunnel.to_client.done) = (true, true);
+        let patience = super::closing::patience(&tunnel.terms);
+        let until = until.unwrap_or(now + patience) + FAREWELL;
+        tunnel.closing = Some(Box::new(Closing {
+            farewell: Farewell {
+                client_mute: tunnel.to_backend.eof,
+                backend_mute: true,
+                ..Farewell::default()
+            },
+            ended: [tunnel.to_backend.eof, false],
+            reason,
+            until,
+            patience,
+        }));
+        self.wheel.set(slot, until);
+        self.continue_closing(slot);
+        true
+    }
+
+    /// The deadline: whatever is left ends now, as politely as that can be done.
+    fn cut(&mut self, order: &Order) {
+        for slot in self.slots() {
+            let concerned = |slot: &u32| {
+                let tunnel = self.tunnels.get(*slot as usize);
+                tunnel.is_some_and(|tunnel| order.concerns(tunnel).is_some())
+            };
+            if !concerned(&slot) {
+                continue;
+            }
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                continue;
+            };
+            let reason = Reason::DrainDeadline;
+            let phase = tunnel.opening.as_ref().map(|opening| opening.phase);
+            if tunnel.closing.is_some() {
+                // Told in time, and slow to answer.
+                self.hurry(slot, self.now + FAREWELL);
+                continue;
+            }
+            order.cut.fetch_add(1, Ordering::Relaxed);
+            match phase {
+                // It has its last answer, and reads it.
+                Some(Phase::Lingering) => {}
+                Some(Phase::Request) => self.end(slot, reason, How::Clean),
+                Some(Phase::Dialing) if matches!(order.scope, Scope::Backends(_)) => {
+                    self.dial_elsewhere(slot);
+                }
+                Some(_) => self.give_up(slot, reason),
+                None if tunnel.framed => {
+                    self.close_until(slot, order.terms.code, reason, None);
+                    self.hurry(slot, self.now + FAREWELL);
+                }
+                None => self.end(slot, reason, How::Abort),
+            }
+        }
+    }
+
+    /// Whether the pool would place this tunnel elsewhere today; where it places by load, any other place
+    /// is as good.
+    fn is_misplaced(&mut self, slot: u32, part: usize, order: &Order) -> bool {
+        let entropy = self.entropy();
+        let Scope::Backends(entries) = &order.scope else {
+            return false;
+        };
+        let (Some(entry), Some(tunnel)) = (entries.get(part), self.tunnels.get(slot as usize))
+        else {
+            return false;
+        };
+        let pool = (self.deployment.as_ref()).and_then(|deployment| {
+            let mut pools = deployment.pools.iter();
+            pools.find(|pool| pool.planned.pool.name == entry.pool)
+        });
+        let Some(deployed) = pool else { return false };
+        if deployed.planned.pool.policy != Policy::Maglev {
+            return true;
+        }
+        let draw = Draw {
+            hash: tunnel.hash,
+            entropy,
+        };
+        let load = |index: usize| deployed.load(index);
+        let picked = deployed.planned.pool.pick(draw, load, &[]);
+        picked.is_some_and(|index| !is_of(deployed, index, entry))
+    }
+
+    /// A panic has ended every tunnel: there is nothing left to be told.
+    pub(super) fn forget_drains(&mut self) {
+        self.drain_at = None;
+        for draining in self.drains.drain(..) {
+            draining.order.finish();
+        }
+    }
+}
+
+fn is_of(pool: &DeployedPool, index: u16, entry: &Arc<crate::registry::BackendEntry>) -> bool {
+    (pool.backends.get(usize::from(index))).is_some_and(|ours| Arc::ptr_eq(ours, entry))
+}
+
+/// Whether nothing has passed for a while.
+fn is_quiet(tunnel: &Tunnel, now: Tick, deadline: Option<Tick>) -> bool {
+    let left = deadline.map_or(Duration::MAX, |deadline| deadline.since(now));
+    let needed = milliseconds(left / 20).min(QUIET_MS);
+    needed == 0 || tunnel.active.plus(needed, now) <= now
+}
+
+fn is_wanted(order: &Order, tunnel: &Tunnel) -> bool {
+    let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
+    quota.is_some_and(|quota| quota.left.load(Ordering::Relaxed) > 0)
+}
+
+/// Take one, if there is one.
+fn take(left: &AtomicU32) -> bool {
+    let one_less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+        .is_ok()
+}
