@@ -90,7 +90,11 @@ impl RouteSpec {
                 buffer: reattach_buffer,
             }),
             "replay" => return Err(bad("reattach needs tries and a buffer".to_owned())),
-            _ => return Err(bad(format!("reattach is \"off\" or \"replay\", not {reattach:?}"))),
+            _ => {
+                return Err(bad(format!(
+                    "reattach is \"off\" or \"replay\", not {reattach:?}"
+                )));
+            }
         };
         Ok(RouteSpec {
             route: Route {

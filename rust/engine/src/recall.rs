@@ -6,12 +6,12 @@ use pybalancer_core::http::Scanner;
 use pybalancer_core::reattach::{Agreed, Closes, Journey, Leaving, Watch, Words};
 use pybalancer_core::time::Tick;
 
+use crate::drains::Order;
 use crate::poller::Side;
 use crate::registry::BackendEntry;
 use crate::tunnel::Tunnel;
 
 /// The handshake of a tunnel that may go on elsewhere. Boxed, and there only on routes that re-attach.
-#[derive(Debug)]
 pub struct Recall {
     /// The request's head, as the first backend got it.
     pub head: Box<[u8]>,
@@ -25,6 +25,8 @@ pub struct Recall {
     pub leaving: Option<Leaving>,
     /// The backend that it had last, while it has none.
     pub left: Option<Arc<BackendEntry>>,
+    /// The drain or shed that moves it, until it has arrived.
+    pub order: Option<Arc<Order>>,
 }
 
 impl Recall {
@@ -83,7 +85,9 @@ impl Tunnel {
     /// Its backend goes away.
     #[inline]
     pub fn leaving(&self) -> Option<&Leaving> {
-        self.recall.as_deref().and_then(|recall| recall.leaving.as_ref())
+        self.recall
+            .as_deref()
+            .and_then(|recall| recall.leaving.as_ref())
     }
 
     /// The same, to be changed.
@@ -94,7 +98,9 @@ impl Tunnel {
 
     /// It has no backend, and looks for one.
     pub fn away(&self) -> Option<&Away> {
-        self.opening.as_deref().and_then(|opening| opening.away.as_deref())
+        self.opening
+            .as_deref()
+            .and_then(|opening| opening.away.as_deref())
     }
 
     /// The same, to be changed.

@@ -322,8 +322,7 @@ impl Tunnel {
         };
         // Nobody reads its answer while its backend goes away.
         let heard = self.closing.is_none() && self.leaving().is_none();
-        (self.framed && self.terms.ping_ms > 0 && heard)
-            .then(|| self.heard.plus(ms, now))
+        (self.framed && self.terms.ping_ms > 0 && heard).then(|| self.heard.plus(ms, now))
     }
 
     /// When its timer is due.
@@ -333,7 +332,7 @@ impl Tunnel {
             self.guarded_until(now),
             self.heard_until(now),
             self.closing.as_ref().map(|closing| closing.until),
-            self.leaving().map(|leaving| leaving.until),
+            self.leaving().map(|leaving| leaving.due(now)),
         ];
         times.into_iter().flatten().min()
     }

@@ -36,7 +36,7 @@ pub use agreed::{Agreed, Answer};
 pub use frames::{Closes, Halt, SMALL, Watch, look};
 pub use handshake::{FIELD, repeated, without_takeover};
 pub use journey::Journey;
-pub use leaving::{Leaving, Next, Streams};
+pub use leaving::{Leaving, Next, SETTLE, Streams};
 pub use words::Words;
 
 /// A server restarts: what a client is told whose WebSocket cannot go on.

@@ -50,7 +50,8 @@ impl Words {
             };
             if !header.is_proper_control() {
                 // Also what should not be: its backend will know what to say to that.
-                let (header_bytes, after) = rest.split_at_checked(header.size).unwrap_or((rest, &[]));
+                let (header_bytes, after) =
+                    rest.split_at_checked(header.size).unwrap_or((rest, &[]));
                 self.kept.extend_from_slice(header_bytes);
                 self.left = header.length;
                 rest = after;

@@ -6,16 +6,20 @@
 //! When to do what is [`Leaving::next`]'s decision. Then the tunnel is without a backend
 //! ([`reattaching`](super::reattaching)), or its client is told that it cannot go on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pybalancer_core::reattach::{GOING_AWAY, Halt, Leaving, Next, SERVICE_RESTART, Streams};
 use pybalancer_core::record::Reason;
+use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{Rules, close_frame};
 
 use super::Worker;
 use super::ending::How;
 use super::relaying::count;
+use crate::drains::Order;
 use crate::poller::{EventFlags, Interest, Side};
+use crate::recall::Recall;
 use crate::relay::{self, Outcome, Resumable, pump};
 use crate::stats::field;
 use crate::tunnel::{Moment, Tunnel};
@@ -42,6 +46,36 @@ impl Worker {
         true
     }
 
+    /// The same, because of an order, which learns what comes of it; with patience until then at most.
+    pub(super) fn leave_for(&mut self, slot: u32, order: &Arc<Order>, until: Option<Tick>) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        if !tunnel.resumes() && tunnel.leaving().is_none() {
+            return false;
+        }
+        if let Some(recall) = &mut tunnel.recall {
+            recall.order.get_or_insert_with(|| Arc::clone(order));
+        }
+        if !self.leave_backend(slot) {
+            if let Some(recall) = self.recall_mut(slot) {
+                recall.order = None;
+            }
+            return false;
+        }
+        let tunnel = self.tunnels.get_mut(slot as usize);
+        if let (Some(leaving), Some(until)) = (tunnel.and_then(Tunnel::leaving_mut), until) {
+            leaving.hurry(self.now, until);
+            self.watch_leaving(slot);
+        }
+        true
+    }
+
+    fn recall_mut(&mut self, slot: u32) -> Option<&mut Recall> {
+        let tunnel = self.tunnels.get_mut(slot as usize)?;
+        tunnel.recall.as_deref_mut()
+    }
+
     fn begin_leaving(&mut self, slot: u32) {
         let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
@@ -52,12 +86,8 @@ impl Worker {
             ms => Duration::from_millis(u64::from(ms)),
         };
         if let Some(recall) = &mut tunnel.recall {
-            recall.leaving.get_or_insert(Leaving {
-                told: false,
-                heard: false,
-                broken: false,
-                until: now + patience,
-            });
+            let active = tunnel.active.plus(0, now).min(now);
+            (recall.leaving).get_or_insert_with(|| Leaving::new(now, active, patience));
         }
     }
 
@@ -111,6 +141,9 @@ impl Worker {
         let before = tunnel.flow_from(from).bytes;
         let (outcome, halt) = Self::pump_resumable(tunnel, from, &mut self.tools);
         let moved = tunnel.flow_from(from).bytes - before;
+        if let (true, Some(leaving)) = (moved > 0, tunnel.leaving_mut()) {
+            leaving.passes(self.now);
+        }
         count(&self.counters, tunnel, from, moved);
         !self.takes_leave(slot, from, outcome, halt) && self.driven(slot, from, outcome, false)
     }
@@ -162,7 +195,8 @@ impl Worker {
             let Some(leaving) = tunnel.leaving().copied() else {
                 return;
             };
-            if leaving.broken && !leaving.heard && !tunnel.to_client.blocked() {
+            let late = now >= leaving.until;
+            if leaving.broken && !leaving.heard && !late && !tunnel.to_client.blocked() {
                 // What it said before it broke is still there. It will be heard out: this is called again.
                 let alive = self.drive(slot, Side::Backend);
                 if alive {
@@ -206,7 +240,7 @@ impl Worker {
         self.watch_wanted(slot);
     }
 
-    /// Its patience with the old backend is over.
+    /// Time for the Close, or patience with the old backend is over.
     pub(super) fn leaving_late(&mut self, slot: u32) {
         self.step_leaving(slot);
     }
@@ -295,7 +329,11 @@ impl Worker {
         }
     }
 
-    fn count_reattach_failed(&self, slot: u32) {
+    fn count_reattach_failed(&mut self, slot: u32) {
+        let now = self.now;
+        if let Some(order) = self.recall_mut(slot).and_then(|recall| recall.order.take()) {
+            order.lost(now);
+        }
         if let Some(tunnel) = self.tunnels.get(slot as usize) {
             let listener = tunnel.terms.listener.index();
             let field = field!(ListenerSlot, reattach_failed);

@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pybalancer_core::http::{self, Scanner};
@@ -603,8 +604,7 @@ impl Worker {
             return;
         };
         let away = (tunnel.opening.take()).and_then(|mut opening| opening.away.take());
-        let (Some(away), Some(recall), Some(backend)) =
-            (away, &mut tunnel.recall, &tunnel.backend)
+        let (Some(away), Some(recall), Some(backend)) = (away, &mut tunnel.recall, &tunnel.backend)
         else {
             return;
         };
@@ -612,6 +612,9 @@ impl Worker {
         recall.moved = recall.moved.saturating_add(1);
         tunnel.active = Moment::of(self.now);
         let listener = tunnel.terms.listener.index();
+        if let Some(order) = recall.order.take() {
+            order.moved.fetch_add(1, Ordering::Relaxed);
+        }
         self.counters
             .listener(listener, field!(ListenerSlot, reattached), 1);
         if let Some(entry) = &tunnel.entry {
@@ -666,6 +669,9 @@ impl Worker {
         match due {
             Some(at) => self.wheel.set(slot, at),
             None => self.wheel.cancel(slot),
+        }
+        if !self.drains.is_empty() {
+            self.join_drains(slot);
         }
         for (from, outcome, halt) in stopped {
             let resumes = (self.tunnels.get(slot as usize)).is_some_and(Tunnel::resumes);

@@ -319,7 +319,7 @@ impl Worker {
         if tunnel.closing.as_ref().is_some_and(|c| c.until <= now) {
             return self.closing_late(slot);
         }
-        if tunnel.leaving().is_some_and(|leaving| leaving.until <= now) {
+        if tunnel.leaving().is_some() {
             return self.leaving_late(slot);
         }
         if tunnel.heard_until(now).is_some_and(|at| at <= now) && !self.unheard(slot) {

@@ -43,6 +43,7 @@ impl Worker {
                 moved: 0,
                 leaving: None,
                 left: None,
+                order: None,
             }));
         }
         if let Some(line) = inflight.line.take() {
