@@ -110,8 +110,16 @@ impl Worker {
             return;
         };
         let place = (slot, tunnel.generation);
+        // A backend that takes new ones again is not being drained, whatever was ordered before.
+        let open = tunnel.entry.as_ref().is_some_and(|entry| {
+            let pools = self.deployment.iter().flat_map(|deployment| &deployment.pools);
+            pools.into_iter().any(|pool| pool.takes(entry))
+        });
         for draining in &mut self.drains {
             let order = &draining.order;
+            if order.moves() && open {
+                continue;
+            }
             if order.kind != Kind::Shed && !order.cancelled() && order.concerns(tunnel).is_some() {
                 draining.waiting.push_back(place);
                 self.drain_at = Some(self.now);
