@@ -112,7 +112,10 @@ impl Worker {
         let place = (slot, tunnel.generation);
         // A backend that takes new ones again is not being drained, whatever was ordered before.
         let open = tunnel.entry.as_ref().is_some_and(|entry| {
-            let pools = self.deployment.iter().flat_map(|deployment| &deployment.pools);
+            let pools = self
+                .deployment
+                .iter()
+                .flat_map(|deployment| &deployment.pools);
             pools.into_iter().any(|pool| pool.takes(entry))
         });
         for draining in &mut self.drains {
