@@ -1,4 +1,4 @@
-"""A tunnel that goes on elsewhere, with its client and every backend that it has had in the hands of the test."""
+"""A tunnel that goes on elsewhere, with its client and every backend that it has had in the test's hands."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def balanced(balancer: WebProxy, moved: int, failed: int = 0) -> None:
     assert [backend.opened for backend in backends] == [backend.closed for backend in backends]
     assert sum(backend.opened for backend in backends) == counted.opened + moved
     worker = balancer.stats.workers()[0]
-    assert worker.opened == worker.closed and worker.waiting == 0
+    assert worker.opened == worker.closed
+    assert worker.waiting == 0
     assert balancer.engine.active() == 0
     assert all(balancer.stats.active("pool", name) == 0 for name in names)

@@ -71,7 +71,8 @@ def test_the_client_goes_on_elsewhere_and_sees_nothing(way: str) -> None:
         # The same handshake, but for what it says of itself.
         assert mover.last.get("sec-websocket-key") == KEY
         again = [field for field in mover.last.fields if field[0] != "Pybalancer-Resumed"]
-        assert again == mover.first.fields and mover.last.line == mover.first.line
+        assert again == mover.first.fields
+        assert mover.last.line == mover.first.line
         # And back again.
         WAYS[way](mover.backend)
         assert mover.moves() == (tunnel, f"b{1 - old}", 1)
@@ -96,7 +97,8 @@ def test_other_codes_are_the_applications_and_pass(code: int | None) -> None:
         mover.works()
         mover.backend.socket.sendall(close(code, masked=False))
         found = mover.reads()
-        assert found.opcode == CLOSE and found.payload == (b"" if code is None else code.to_bytes(2))
+        assert found.opcode == CLOSE
+        assert found.payload == (b"" if code is None else code.to_bytes(2))
         mover.client.send(close(code, masked=True))
         assert read_frame(mover.backend).opcode == CLOSE
         mover.backend.socket.close()
@@ -137,7 +139,9 @@ def test_what_the_backend_said_last_is_delivered_though_the_client_is_slow() -> 
     with two() as (balancer, backends), Mover(balancer, backends) as mover:
         data = b"".join(frame(BINARY, bytes([n]) * (size // 16), masked=False) for n in range(16))
         mover.backend.socket.setblocking(True)
-        writer = threading.Thread(target=lambda: (mover.backend.socket.sendall(data), mover.backend.socket.close()))
+        writer = threading.Thread(
+            target=lambda: (mover.backend.socket.sendall(data), mover.backend.socket.close())
+        )
         writer.start()
         for n in range(16):
             assert mover.reads().payload == bytes([n]) * (size // 16)
@@ -156,10 +160,8 @@ def test_a_fragmented_message_of_the_backend_that_is_cut_ends_with_1012() -> Non
         assert mover.client.rest() == SHUT
         mover.client.socket.close()
         record = mover.record
-        assert (record["reason"], record["client_close"] if "client_close" in record else None) == (
-            "reattach-failed",
-            None,
-        )
+        assert record["reason"] == "reattach-failed"
+        assert "client_close" not in record
         assert record["backend"] == f"b{mover.at}"
         balanced(balancer, 0, 1)
 
@@ -248,12 +250,14 @@ def test_a_client_that_closes_meanwhile_is_answered(code: int | None) -> None:
         mover.asked_again()
         mover.client.send(frame(TEXT, b"lost", masked=True) + close(code, masked=True))
         found = mover.reads()
-        assert found.opcode == CLOSE and found.payload == (b"" if code is None else code.to_bytes(2))
+        assert found.opcode == CLOSE
+        assert found.payload == (b"" if code is None else code.to_bytes(2))
         assert mover.client.rest() == SHUT
         mover.client.socket.close()
         record = mover.record
         assert (record["reason"], record["client_close"]) == ("finished", code or 1005)
-        assert record["backend"] == f"b{at}" and "reattached" not in record
+        assert record["backend"] == f"b{at}"
+        assert "reattached" not in record
         with pytest.raises(ConnectionResetError):
             mover.backend.rest()
         balanced(balancer, 0)
@@ -280,7 +284,13 @@ def test_without_reattach_the_client_hears_of_it() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Pybalancer-Resumed", "PYBALANCER-RESUMED", "pybalancer_resumed", "Pybalancer_Resumed", "pybalancer.resumed"],
+    [
+        "Pybalancer-Resumed",
+        "PYBALANCER-RESUMED",
+        "pybalancer_resumed",
+        "Pybalancer_Resumed",
+        "pybalancer.resumed",
+    ],
 )
 @pytest.mark.parametrize("route", [{}, REPLAY])
 def test_a_client_cannot_claim_to_be_resumed(name: str, route: dict[str, str]) -> None:

@@ -26,6 +26,7 @@ mod reattaching;
 mod relaying;
 mod requests;
 mod responses;
+mod resuming;
 mod upgrading;
 
 use std::collections::{HashMap, VecDeque};
