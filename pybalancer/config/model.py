@@ -246,7 +246,8 @@ class ListenerConfig(Section):
     reattach: Literal["off", "replay"] = Field(
         "off",
         description="In mode `websocket`, when the backend of a WebSocket goes away. `off`: it ends. "
-        "`replay`: its client is kept, and the handshake is repeated to the next backend with `Pybalancer-Resumed`. "
+        "`replay`: its client is kept, and the handshake is repeated to the next backend with "
+        "`Pybalancer-Resumed`. "
         "The application must be able to bear that: see operating.md.",
     )
     reattach_tries: Tries = Field(5, description="How many of these handshakes may fail.")

@@ -47,7 +47,8 @@ class Mover:
         self.last = self.first
         self.accept(*answer)
         head = self.client.head()
-        assert head is not None and head.status == 101, head
+        assert head is not None
+        assert head.status == 101, head
         self.answer = head
 
     def accept(self, *fields: str) -> None:
@@ -71,7 +72,7 @@ class Mover:
 
     def hears(self) -> bytes:
         found = read_frame(self.backend)
-        assert found.opcode == TEXT and found.masked, found
+        assert (found.opcode, found.masked) == (TEXT, True), found
         return found.payload
 
     def tells(self, text: bytes) -> None:
