@@ -125,6 +125,10 @@ class RouteSpec:
         ping: float = 0.0,
         ping_timeout: float = 20.0,
         close_timeout: float = 5.0,
+        reattach: Literal["off", "replay"] = "off",
+        reattach_tries: int = 5,
+        reattach_timeout: float = 15.0,
+        reattach_buffer: int = 65536,
     ) -> RouteSpec: ...
     @property
     def name(self) -> str: ...
@@ -386,7 +390,7 @@ class Engine:
         In a pool that hashes only those that the table would place elsewhere now. ``dry_run`` counts them.
         """
     def cancel_drain(self, id: int) -> bool:
-        """Call a drain or shed off; who has been told goes all the same. False if it was over, or is unknown."""
+        """Call a drain or shed off; who has been told goes all the same. False if it was over or is unknown."""
     def drains(self) -> list[Drain]:
         """Those under way, and those that were over less than a minute ago."""
     def stop_accepting(self) -> None:

@@ -211,4 +211,8 @@ def _route(listener: ListenerConfig, name: str, route: RouteConfig) -> _core.Rou
         ping=listener.ping if route.ping is None else route.ping,
         ping_timeout=listener.ping_timeout,
         close_timeout=listener.close_timeout,
+        reattach=route.reattach or listener.reattach,
+        reattach_tries=route.reattach_tries or listener.reattach_tries,
+        reattach_timeout=route.reattach_timeout or listener.reattach_timeout,
+        reattach_buffer=route.reattach_buffer or listener.reattach_buffer,
     )

@@ -30,6 +30,7 @@ from pybalancer.config.values import (
     Prefix,
     QueryName,
     Rate,
+    Size,
     Source,
     Statuses,
     Target,
@@ -121,6 +122,11 @@ class LogConfig(Section):
     connections: Truth = Field(True, description="One record per connection, when it ends.")
 
 
+Tries = Annotated[Whole, Field(ge=1, le=1000)]
+Patience = Annotated[Duration, Field(ge=0.01)]
+Buffer = Annotated[Size, Field(ge=1024, le=1 << 30)]
+
+
 class FieldsConfig(Section):
     """Changes to header fields, except those that frame a message or belong to the handshake."""
 
@@ -182,6 +188,12 @@ class RouteConfig(Section):
     ping: Duration | None = Field(
         None, description="As on the listener, for this route. By default the listener's."
     )
+    reattach: Literal["off", "replay"] | None = Field(
+        None, description="As on the listener, for this route. By default the listener's."
+    )
+    reattach_tries: Tries | None = Field(None, description="Likewise.")
+    reattach_timeout: Patience | None = Field(None, description="Likewise.")
+    reattach_buffer: Buffer | None = Field(None, description="Likewise.")
 
 
 class ListenerConfig(Section):
@@ -236,6 +248,24 @@ class ListenerConfig(Section):
     )
     close_timeout: Annotated[Duration, Field(ge=0.01)] = Field(
         5.0, description="In mode `websocket`: how long peers may take to answer a Close of ours."
+    )
+    reattach: Literal["off", "replay"] = Field(
+        "off",
+        description="In mode `websocket`, when the backend of a WebSocket goes away. `off`: it ends. "
+        "`replay`: its client is kept, and the handshake is repeated to the next backend with "
+        "`Pybalancer-Resumed`. "
+        "The application must be able to bear that: see operating.md.",
+    )
+    reattach_tries: Tries = Field(5, description="How many of these handshakes may fail.")
+    reattach_timeout: Patience = Field(
+        15.0,
+        description="How long a client is kept without a backend; then it gets Close 1012.",
+    )
+    reattach_buffer: Buffer = Field(
+        65536,
+        description="Bytes that a client may say meanwhile and that are kept for the next backend. More stay "
+        "in its socket.",
+        examples=["64KiB"],
     )
     request_timeout: Duration = Field(
         10.0, description="In mode `websocket`: for a whole request head (408 after that); 0: any time."

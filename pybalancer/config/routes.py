@@ -112,8 +112,26 @@ def doubts(here: Path, listener: ListenerConfig, config: Config) -> Iterator[Fin
             if key in listener.model_fields_set:
                 yield (*here, key), "means nothing without handshakes", 'add handshakes = "2000/s"'
     pings = listener.ping or any(route.ping for route in listener.routes)
+    if listener.reattach == "off":
+        yield from _idle_reattach(here, listener)
     if "ping_timeout" in listener.model_fields_set and not pings:
         yield (*here, "ping_timeout"), "means nothing without ping", 'add ping = "30s"'
+
+
+REATTACH_KEYS: Final = ("reattach_tries", "reattach_timeout", "reattach_buffer")
+
+
+def _idle_reattach(here: Path, listener: ListenerConfig) -> Iterator[Finding]:
+    """Keys of re-attach that nothing reads. The listener itself does not re-attach."""
+    hint = 'add reattach = "replay"'
+    kept = any(route.reattach == "replay" for route in listener.routes)
+    for key in REATTACH_KEYS:
+        if key in listener.model_fields_set and not kept:
+            yield (*here, key), "means nothing without reattach", hint
+    for index, route in enumerate(listener.routes):
+        for key in REATTACH_KEYS:
+            if key in route.model_fields_set and route.reattach != "replay":
+                yield (*here, "routes", index, key), "means nothing without reattach", hint
 
 
 def pool_doubts(here: Path, pool: PoolConfig, *, reads: bool) -> Iterator[Finding]:

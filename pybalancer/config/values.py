@@ -12,6 +12,8 @@ UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST: Final = 400 * 86400.0
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|h)")
+_SIZE: Final = re.compile(r"([0-9]+)(B|KiB|MiB)")
+SIZES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 MOST_PATH: Final = 107
 """Bytes of a Unix socket's path: ``sun_path`` has room for one more, its end."""
 
@@ -45,6 +47,15 @@ def rate(value: Any) -> float:
         if 1e-6 <= per_second <= 1e9:
             return per_second
     raise ValueError(f'{value!r} is not a rate such as "2000/s" or "100/m"')
+
+
+def size(value: Any) -> int:
+    """Bytes of ``"64KiB"``, ``"1MiB"``, or of a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        return int(match[1]) * SIZES[match[2]]
+    raise ValueError(f'{value!r} is not a size such as "64KiB" or "1MiB"')
 
 
 def port(text: str, *, zero: bool = False) -> int:
@@ -349,6 +360,11 @@ Duration = Annotated[
     float, BeforeValidator(duration), _written(r"^(0|([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+)$", "30s")
 ]
 Rate = Annotated[float, BeforeValidator(rate), _written(r"^[0-9]+(\.[0-9]+)?/(s|m|h)$", "2000/s")]
+Size = Annotated[
+    int,
+    BeforeValidator(size),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9]+(B|KiB|MiB)$", "examples": ["64KiB"]}),
+]
 Bind = Annotated[str, BeforeValidator(bind), WithJsonSchema({"type": "string", "examples": ["0.0.0.0:8080"]})]
 Target = Annotated[
     str, BeforeValidator(target), WithJsonSchema({"type": "string", "examples": ["10.0.0.11:9001"]})

@@ -57,6 +57,8 @@ _LISTENER_COUNTERS = (
     ("messages_received", "messages_in", "WebSocket messages of clients, counted when a tunnel ends"),
     ("messages_sent", "messages_out", "WebSocket messages of backends, likewise"),
     ("pings", "pings", "Pings sent to quiet clients"),
+    ("reattached", "reattached", "Times that a tunnel went on at another backend"),
+    ("reattach_failed", "reattach_failed", "Tunnels that should have, and were ended instead"),
 )
 _REFUSALS = (
     ("full", "refused_full"),

@@ -12,7 +12,7 @@
  * engine itself picks by.
  */
 #define PB_MAGIC 0x3153544154534250ULL /* "PBSTATS1", little-endian */
-#define PB_VERSION 2
+#define PB_VERSION 3
 #define PB_FREE 0
 #define PB_LISTENER 1
 #define PB_BACKEND 2
@@ -85,7 +85,9 @@ typedef struct {
     uint64_t messages_out;       /* of backends */
     uint64_t pings;              /* sent to quiet clients */
     uint64_t closes[20];         /* ended WebSockets by code: 1000 to 1015, 3xxx, 4xxx, others, none */
-    uint64_t reserved[3];
+    uint64_t reattached;         /* times that a tunnel went on at another backend */
+    uint64_t reattach_failed;    /* tunnels that should have, and were ended instead */
+    uint64_t reserved[1];
 } pb_listener; /* 320 bytes */
 
 typedef struct {

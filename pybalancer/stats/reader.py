@@ -97,6 +97,8 @@ class Listener:
     pings: int
     closes: tuple[int, ...]
     """Ended WebSockets by the code of their Close, in the order of ``CLOSES``."""
+    reattached: int
+    reattach_failed: int
 
     @property
     def refused(self) -> int:

@@ -30,6 +30,8 @@ def stats(tmp_path: Path) -> Iterator[Stats]:
     layout.listeners[0].handshakes, layout.listeners[ENTRIES].handshakes = 7, 8
     layout.listeners[0].messages_in, layout.listeners[0].messages_out = 9, 10
     layout.listeners[0].pings = 11
+    layout.listeners[0].reattached, layout.listeners[ENTRIES].reattached = 16, 4
+    layout.listeners[0].reattach_failed = 17
     layout.listeners[0].closes[CLOSES.index("1001")] = 12
     layout.listeners[0].closes[CLOSES.index("4xxx")], layout.listeners[ENTRIES].closes[17] = 13, 14
     layout.backends[2].bad_answers = 15
@@ -70,6 +72,8 @@ def test_what_mode_websocket_counts(stats: Stats) -> None:
         "messages_received": 9,
         "messages_sent": 10,
         "pings": 11,
+        "reattached": 20,
+        "reattach_failed": 17,
     }.items():
         assert found[f"pybalancer_listener_{name}_total", (listener,)] == value, name
     refused = (listener, ("reason", "request"))

@@ -2,6 +2,7 @@
 
 use pybalancer_core::http::{Limits, MAX_FIELDS, check_edit};
 use pybalancer_core::rate::Gcra;
+use pybalancer_core::reattach;
 use pybalancer_core::route::{HostPattern, Key, Match, Pattern};
 use pybalancer_core::web::{FieldEdits, Route, TunnelRules, Web};
 use pyo3::prelude::*;
@@ -46,7 +47,8 @@ impl RouteSpec {
         *, name, pool, path=None, host=None, headers=Vec::new(), cookies=Vec::new(), query=Vec::new(),
         key=None, strip_prefix=None, origins=Vec::new(), request_set=Vec::new(),
         request_remove=Vec::new(), response_set=Vec::new(), response_remove=Vec::new(), max_message=0,
-        ping=0.0, ping_timeout=20.0, close_timeout=5.0
+        ping=0.0, ping_timeout=20.0, close_timeout=5.0, reattach="off", reattach_tries=5,
+        reattach_timeout=15.0, reattach_buffer=65536
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -68,6 +70,10 @@ impl RouteSpec {
         ping: f64,
         ping_timeout: f64,
         close_timeout: f64,
+        reattach: &str,
+        reattach_tries: u32,
+        reattach_timeout: f64,
+        reattach_buffer: u32,
     ) -> PyResult<RouteSpec> {
         let bad = |error: String| plan_error(format!("route {name:?}: {error}"));
         let wanted = |pairs: Wanted| {
@@ -75,6 +81,20 @@ impl RouteSpec {
                 (name.into(), value.map(String::into_boxed_str))
             };
             pairs.into_iter().map(pair).collect()
+        };
+        let reattach = match reattach {
+            "off" => None,
+            "replay" if reattach_tries > 0 && reattach_buffer > 0 => Some(reattach::Rules {
+                tries: reattach_tries,
+                timeout: duration("reattach_timeout", reattach_timeout)?,
+                buffer: reattach_buffer,
+            }),
+            "replay" => return Err(bad("reattach needs tries and a buffer".to_owned())),
+            _ => {
+                return Err(bad(format!(
+                    "reattach is \"off\" or \"replay\", not {reattach:?}"
+                )));
+            }
         };
         Ok(RouteSpec {
             route: Route {
@@ -97,6 +117,7 @@ impl RouteSpec {
                     ping: duration("ping", ping)?,
                     ping_timeout: duration("ping_timeout", ping_timeout)?,
                     close_timeout: duration("close_timeout", close_timeout)?,
+                    reattach,
                 },
             },
             pool,

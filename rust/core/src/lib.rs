@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pool;
 pub mod proxy;
 pub mod rate;
+pub mod reattach;
 pub mod record;
 pub mod route;
 pub mod shed;

@@ -73,6 +73,8 @@ pub enum Reason {
     MessageTooBig,
     /// The client did not answer a ping.
     PingTimeout,
+    /// Its backend went away, and no other took it in its place.
+    ReattachFailed,
     /// Told to go by a drain.
     Drained,
     /// Still there at the deadline of a drain.
@@ -118,6 +120,7 @@ impl Reason {
             Reason::LateAnswer => "late-answer",
             Reason::MessageTooBig => "message-too-big",
             Reason::PingTimeout => "ping-timeout",
+            Reason::ReattachFailed => "reattach-failed",
             Reason::Drained => "drained",
             Reason::DrainDeadline => "drain-deadline",
             Reason::Shed => "shed",
@@ -178,6 +181,8 @@ pub struct Asked<'a> {
     pub messages: (u32, u32),
     /// The codes of their Close frames.
     pub close: (Option<u16>, Option<u16>),
+    /// How often it went on at another backend.
+    pub moved: u32,
 }
 
 /// Bytes as the target of `write!`.
@@ -263,6 +268,9 @@ impl Text<'_> {
             let (client, backend) = asked.messages;
             write!(self, ",\"messages_in\":{client},\"messages_out\":{backend}")?;
         }
+        if asked.moved > 0 {
+            write!(self, ",\"reattached\":{}", asked.moved)?;
+        }
         for (key, code) in [("client", asked.close.0), ("backend", asked.close.1)] {
             if let Some(code) = code {
                 write!(self, ",\"{key}_close\":{code}")?;
@@ -295,6 +303,9 @@ impl Text<'_> {
             write!(self, " {} ", asked.status)?;
             if let Some(code) = asked.close.0.or(asked.close.1) {
                 write!(self, "close={code} ")?;
+            }
+            if asked.moved > 0 {
+                write!(self, "reattached={} ", asked.moved)?;
             }
         }
         self.seconds(record.duration_ns)?;

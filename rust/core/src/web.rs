@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use crate::http::Limits;
 use crate::rate::Gcra;
+use crate::reattach;
 use crate::route::{Key, Match, same_path};
 
 /// Header fields that a route changes.
@@ -29,6 +30,8 @@ pub struct TunnelRules {
     pub ping_timeout: Duration,
     /// How long a peer may take to answer a Close.
     pub close_timeout: Duration,
+    /// Whether and how its client is kept when its backend goes away.
+    pub reattach: Option<reattach::Rules>,
 }
 
 /// Requests that match go to a pool.

@@ -100,6 +100,7 @@ fn terms(
         ping_timeout_ms: milliseconds(rules.ping_timeout),
         close_ms: milliseconds(rules.close_timeout),
         max_message: rules.max_message,
+        reattach: rules.reattach,
     })
 }
 

@@ -165,6 +165,19 @@ impl Order {
         }
     }
 
+    /// Whether those that can are carried over to another backend instead of being told to go: where it is
+    /// about backends. A client of a listener that drains has nowhere else to go.
+    pub fn moves(&self) -> bool {
+        matches!(self.scope, Scope::Backends(_))
+    }
+
+    /// One that was to be carried over has lost its backend, and got no other.
+    pub fn lost(&self, now: Tick) {
+        let late = self.deadline().is_some_and(|deadline| deadline <= now);
+        let count = if late { &self.cut } else { &self.closed };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether one more may be told to go now; else when to ask again.
     pub fn admit(&self, now: Tick, draw: u64) -> Result<(), Tick> {
         let mut next = self.next.load(Ordering::Relaxed);

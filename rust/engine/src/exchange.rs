@@ -16,6 +16,7 @@
 use std::sync::Arc;
 
 use pybalancer_core::http::{Body, Scanner};
+use pybalancer_core::reattach::Agreed;
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
 
@@ -91,6 +92,10 @@ pub struct Inflight {
     pub broken: bool,
     /// The cookie that binds the client to its backend: its name, and what the client brought.
     pub sticky: Option<Sticky>,
+    /// Its id, if its tunnel shall go on elsewhere when its backend goes away.
+    pub resumable: Option<Box<str>>,
+    /// What its answer has agreed to, if that allows for it.
+    pub agreed: Option<Agreed>,
     /// For the log.
     pub line: Option<Box<RequestLine>>,
     /// When its head had come.

@@ -16,6 +16,7 @@ pub mod pipes;
 pub mod poller;
 pub mod ports;
 pub mod progress;
+pub mod recall;
 pub mod registry;
 pub mod relay;
 pub mod socket;

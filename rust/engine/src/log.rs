@@ -57,6 +57,8 @@ pub struct RequestLine {
     pub messages: (u32, u32),
     /// The codes of their Close frames.
     pub close: (Option<u16>, Option<u16>),
+    /// How often it went on at another backend.
+    pub moved: u32,
 }
 
 impl Line {
@@ -89,6 +91,7 @@ impl Line {
                 status: request.status,
                 messages: request.messages,
                 close: request.close,
+                moved: request.moved,
             }),
         };
         if json {

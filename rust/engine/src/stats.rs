@@ -17,7 +17,7 @@ use crate::sys::SharedMemory;
 /// "PBSTATS1" in little-endian order.
 pub const MAGIC: u64 = 0x3153_5441_5453_4250;
 /// Version of the layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Listeners and backends together, over all plans whose tunnels still live.
 pub const ENTRIES: usize = 4096;
 
@@ -68,7 +68,8 @@ layout! {
         accepted: u64, opened: u64, closed: u64, refused_full: u64, refused_source: u64,
         refused_rate: u64, refused_proxy: u64, refused_no_backend: u64, queued: u64, bytes_in: u64,
         bytes_out: u64, requests: u64, handshakes: u64, refused_request: u64, messages_in: u64,
-        messages_out: u64, pings: u64, closes: [u64; 20], reserved: [u64; 3],
+        messages_out: u64, pings: u64, closes: [u64; 20], reattached: u64,
+        reattach_failed: u64, reserved: [u64; 1],
     }
 }
 layout! {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pybalancer_core::reattach::Rules;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::Tracker;
 use pybalancer_core::ws::close::Farewell;
@@ -15,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::log::RequestLine;
 use crate::poller::{Interest, Side};
 use crate::ports::Held;
+use crate::recall::{Away, Recall};
 use crate::registry::{BackendEntry, ListenerEntry};
 use crate::relay::Flow;
 
@@ -33,6 +35,8 @@ pub enum Phase {
     Dialing,
     /// A request is at its backend, its response on the way.
     Exchange,
+    /// The handshake of a tunnel was repeated to another backend.
+    Resuming,
     /// The client has got its last answer and is to read it.
     Lingering,
 }
@@ -74,6 +78,8 @@ pub struct Opening {
     pub busy_tries: u8,
     /// In mode "websocket": requests and responses.
     pub exchange: Option<Box<Exchange>>,
+    /// It stood already, and looks for another backend.
+    pub away: Option<Box<Away>>,
 }
 
 /// What many tunnels share: their listener, deadlines, rules. Times are in ms; 0 means never.
@@ -97,6 +103,8 @@ pub struct Terms {
     pub close_ms: u32,
     /// Bytes of a message at most; 0 for no limit.
     pub max_message: u32,
+    /// Whether and how a client is kept whose backend goes away.
+    pub reattach: Option<Rules>,
 }
 
 /// A client's address in 20 bytes instead of 32.
@@ -201,6 +209,8 @@ pub struct Tunnel {
     pub opening: Option<Box<Opening>>,
     /// Present once the balancer ends it.
     pub closing: Option<Box<Closing>>,
+    /// Present if it may go on at another backend.
+    pub recall: Option<Box<Recall>>,
     /// The backend's counts, of which it is one.
     pub entry: Option<Arc<BackendEntry>>,
     /// The outgoing port that it uses.
@@ -251,7 +261,7 @@ impl Tunnel {
             Side::Client => (&self.to_backend, &self.to_client),
             Side::Backend => (&self.to_client, &self.to_backend),
         };
-        let read = if from.eof || from.blocked() {
+        let read = if from.eof || from.blocked() || self.withheld(side) {
             Interest::ENDS
         } else if self.guarded && self.held && side == Side::Client {
             Interest::NEWS
@@ -289,7 +299,10 @@ impl Tunnel {
 
     /// When it will have been quiet for too long, if nothing happens until then.
     pub fn quiet_until(&self, now: Tick) -> Option<Tick> {
-        let ms = if self.half_closed() {
+        let ms = if self.leaving().is_some() {
+            // It has a deadline of its own.
+            0
+        } else if self.half_closed() {
             self.terms.half_closed_ms
         } else {
             self.terms.idle_ms
@@ -310,8 +323,9 @@ impl Tunnel {
         } else {
             self.terms.ping_ms
         };
-        (self.framed && self.terms.ping_ms > 0 && self.closing.is_none())
-            .then(|| self.heard.plus(ms, now))
+        // Nobody reads its answer while its backend goes away.
+        let heard = self.closing.is_none() && self.leaving().is_none();
+        (self.framed && self.terms.ping_ms > 0 && heard).then(|| self.heard.plus(ms, now))
     }
 
     /// When its timer is due.
@@ -321,6 +335,7 @@ impl Tunnel {
             self.guarded_until(now),
             self.heard_until(now),
             self.closing.as_ref().map(|closing| closing.until),
+            self.leaving().map(|leaving| leaving.due(now)),
         ];
         times.into_iter().flatten().min()
     }

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pybalancer._core import BackendSpec, ListenerSpec, Plan, PoolSpec, RouteSpec, WebSpec
 from pybalancer.stats.reader import Stats
 
-from ..net import PATIENCE, SECRET, Proxy, until
+from ..net import PATIENCE, SECRET, Proxy, to, until
 from .frames import TEXT, frame
 from .messages import Head, Stream, handshake, request
 from .recorder import switch
@@ -97,8 +97,8 @@ def web_proxy(backends: Sequence[HasAddress | str], **options: Any) -> Iterator[
 class Held:
     """A backend whose connections the test accepts itself."""
 
-    def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
+        self.socket = socket.create_server(to(address)[1], backlog=4096)
         self.socket.settimeout(PATIENCE)
         self.address = name_of(self.socket)
         self.taken: list[Stream] = []

@@ -75,6 +75,9 @@ pub fn check_edit(name: &str, value: Option<&str>) -> Result<(), &'static str> {
     ) {
         return Err("it belongs to the handshake");
     }
+    if known == Name::Resumed {
+        return Err("it is the balancer's own");
+    }
     match value {
         None if known == Name::Host => Err("a request without it is invalid"),
         Some(value) if known == Name::Host && !super::authority::is_valid(value.as_bytes()) => {
@@ -170,6 +173,8 @@ pub fn write_request(request: &Request<'_, '_>, edits: &Edits<'_>, out: &mut Vec
         let foreign = name.is_forwarding() && !(edits.forwarded.trusted && spelled);
         let ours = match name {
             Name::TransferEncoding | Name::RequestId | Name::Forwarded | Name::ForwardedFor => true,
+            // A client that sent it would be believed to be another's, in whatever spelling.
+            Name::Resumed => true,
             _ => name.is_hop_by_hop(),
         };
         if !foreign && !ours && !changes.touch(field.name) && !named.has(field.name) {

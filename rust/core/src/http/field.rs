@@ -35,10 +35,11 @@ pub(super) enum Name {
     ForwardedProto,
     ForwardedOther,
     RequestId,
+    Resumed,
     Other,
 }
 
-const NAMES: [(&[u8], Name); 22] = [
+const NAMES: [(&[u8], Name); 23] = [
     (b"connection", Name::Connection),
     (b"keep-alive", Name::KeepAlive),
     (b"proxy-connection", Name::ProxyConnection),
@@ -61,6 +62,7 @@ const NAMES: [(&[u8], Name); 22] = [
     (b"x-forwarded-proto", Name::ForwardedProto),
     (b"x-real-ip", Name::ForwardedOther),
     (b"x-request-id", Name::RequestId),
+    (b"pybalancer-resumed", Name::Resumed),
 ];
 
 const FAMILIES: [(&[u8], Name); 2] = [
@@ -115,7 +117,7 @@ impl Name {
 
     /// Spelled otherwise it would mislead somebody.
     pub(super) fn must_be_spelled(self) -> bool {
-        !self.is_forwarding() && self != Name::Other
+        !self.is_forwarding() && !matches!(self, Name::Resumed | Name::Other)
     }
 
     /// What a message loses when Connection names it, so that the backend reads another one.

@@ -261,6 +261,16 @@ impl Tracker {
         self.closed.then_some(self.code)
     }
 
+    /// Payload left of the current frame, of whatever kind; 0 within headers.
+    pub(crate) fn left(&self) -> u64 {
+        if self.header == 0 { self.left } else { 0 }
+    }
+
+    /// Within a header of which some bytes have passed.
+    pub(crate) fn in_header(&self) -> bool {
+        self.header > 0
+    }
+
     /// Begin the frame at the start of `bytes`, and go as far as they do. None: the header is cut.
     fn frame<'b>(
         &mut self,

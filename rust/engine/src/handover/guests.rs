@@ -123,6 +123,8 @@ impl Guests {
             ping_timeout_ms,
             close_ms,
             max_message,
+            // Of a route that is gone: there is nobody to ask for another backend.
+            reattach: None,
         }))
     }
 

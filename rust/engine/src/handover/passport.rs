@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pybalancer_core::reattach::Agreed;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{PACKED, Tracker};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{Batch, Guests};
 use crate::log::RequestLine;
 use crate::poller::Interest;
+use crate::recall::Recall;
 use crate::registry::BackendEntry;
 use crate::relay::{Flow, Packed, Tools};
 use crate::tunnel::{Moment, Peer, Phase, Story, Terms, Tunnel};
@@ -104,7 +106,7 @@ pub struct Passport {
     /// Under which address its outgoing port is counted.
     port: Option<IpAddr>,
     story: Option<StoryPassport>,
-    // A recorded handshake, for re-attaching, belongs here.
+    recall: Option<RecallPassport>,
 }
 
 /// A connection in mode "websocket" that has asked for nothing, or has all of its answers.
@@ -139,6 +141,50 @@ impl Waiting {
     /// What the log wants to know of it.
     pub fn story(self) -> Option<Box<Story>> {
         self.story.map(|story| Box::new(story.into()))
+    }
+}
+
+/// The recorded handshake of a tunnel that may go on elsewhere.
+#[derive(Debug, Serialize, Deserialize)]
+struct RecallPassport {
+    head: Box<[u8]>,
+    /// The accept key is text.
+    accept: Box<str>,
+    protocol: Option<Box<[u8]>>,
+    extensions: Box<[u8]>,
+    id: Box<str>,
+    moved: u32,
+}
+
+impl From<&Recall> for RecallPassport {
+    fn from(recall: &Recall) -> RecallPassport {
+        RecallPassport {
+            head: recall.head.clone(),
+            accept: String::from_utf8_lossy(&recall.agreed.accept).into(),
+            protocol: recall.agreed.protocol.clone(),
+            extensions: recall.agreed.extensions.clone(),
+            id: recall.id.clone(),
+            moved: recall.moved,
+        }
+    }
+}
+
+impl RecallPassport {
+    /// None if the accept key is none: then it stays where it is.
+    fn unpack(self) -> Option<Box<Recall>> {
+        Some(Box::new(Recall {
+            head: self.head,
+            agreed: Agreed {
+                accept: self.accept.as_bytes().try_into().ok()?,
+                protocol: self.protocol,
+                extensions: self.extensions,
+            },
+            id: self.id,
+            moved: self.moved,
+            leaving: None,
+            left: None,
+            order: None,
+        }))
     }
 }
 
@@ -195,6 +241,7 @@ impl From<StoryPassport> for Story {
                     // Known at the end only.
                     messages: (0, 0),
                     close: (None, None),
+                    moved: 0,
                 })
             }),
         }
@@ -255,8 +302,13 @@ impl Writer {
             untrusted: tunnel.untrusted,
             port: tunnel.port.as_ref().map(|held| held.ports().source()),
             story: tunnel.story.as_deref().map(StoryPassport::from),
+            recall: tunnel.recall.as_deref().map(RecallPassport::from),
         };
-        self.bytes += passport.to_backend.len() + passport.to_client.len();
+        let recalled = tunnel
+            .recall
+            .as_deref()
+            .map_or(0, |recall| recall.head.len());
+        self.bytes += passport.to_backend.len() + passport.to_client.len() + recalled;
         self.batch.tunnels.push(passport);
         Ok(())
     }
@@ -307,6 +359,7 @@ impl Passport {
             entry: Some(Arc::clone(entry)),
             terms: Arc::clone(found.terms.get(usize::from(self.terms))?),
             story: self.story.map(|story| Box::new(story.into())),
+            recall: self.recall.and_then(RecallPassport::unpack),
             peer: self.peer,
             heard: self.heard,
             hash: self.hash,

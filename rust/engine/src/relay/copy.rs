@@ -35,7 +35,8 @@ pub(super) fn step<T: Tap>(
     let received = match rustix::net::recv(sender, room, RecvFlags::empty()) {
         Ok((_, 0)) => {
             // Less than a header, and nothing follows: the receiver is to see what there was.
-            flow.owe(tools.scratch.get(..kept).unwrap_or_default(), kept);
+            let due = if tap.passes_end() { kept } else { 0 };
+            flow.owe(tools.scratch.get(..kept).unwrap_or_default(), due);
             return Step::End;
         }
         Ok((_, received)) => received,
@@ -64,11 +65,21 @@ pub(super) fn step<T: Tap>(
         match send(receiver, bytes) {
             Ok(sent) => sent,
             Err(Errno::AGAIN) => 0,
-            Err(_) => return Step::ReceiverFailed,
+            Err(_) => {
+                if tap.refused() {
+                    flow.owe(tools.scratch.get(..kept + received).unwrap_or_default(), 0);
+                }
+                return Step::ReceiverFailed;
+            }
         }
     };
     flow.bytes += sent as u64;
     tools.copied += sent as u64;
+    if verdict.is_err() && tap.keeps() {
+        let rest = tools.scratch.get(sent..kept + received);
+        flow.owe(rest.unwrap_or_default(), bytes.len() - sent);
+        return Step::Stopped;
+    }
     if verdict.is_err() {
         flow.owe(bytes.get(sent..).unwrap_or_default(), bytes.len() - sent);
         return Step::Stopped;

@@ -15,10 +15,12 @@
 pub mod body;
 mod carry;
 mod copy;
+mod resumable;
 mod splice;
 mod tap;
 
 pub use carry::Packed;
+pub use resumable::Resumable;
 pub use tap::{Blind, Frames, Tap};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -127,6 +129,21 @@ impl Flow {
         held.len()
     }
 
+    /// Take what was held back, and leave what the receiver is to get.
+    pub fn take_held(&mut self) -> Vec<u8> {
+        let Some(Pending::Copied(left)) = self.pending.as_deref_mut() else {
+            return Vec::new();
+        };
+        let (held, rest) = (left.held().to_vec(), left.rest().to_vec());
+        self.owe(&rest, rest.len());
+        held
+    }
+
+    /// Whether a pipe holds what the receiver has not taken.
+    pub fn is_piped(&self) -> bool {
+        matches!(self.pending.as_deref(), Some(Pending::Piped(..)))
+    }
+
     /// Take back the pipe, if there is one.
     pub fn release(&mut self, pipes: &mut PipePool) {
         if let Some(pending) = self.pending.take()
@@ -176,6 +193,8 @@ pub enum Outcome {
     ReceiverFailed,
     /// The tap lets nothing more pass. What came before was passed on.
     Stopped,
+    /// The sender has ended, which the receiver is not to be told.
+    Ended,
 }
 
 enum Step {
@@ -234,6 +253,7 @@ pub fn pump<T: Tap>(
                 }
                 return Outcome::Waiting;
             }
+            Step::End if !tap.passes_end() => return Outcome::Ended,
             Step::End => flow.eof = true,
             Step::Failed => return Outcome::SenderFailed,
             Step::ReceiverFailed => return Outcome::ReceiverFailed,

@@ -13,6 +13,24 @@ pub trait Tap {
     /// See bytes: how many of them may pass. The rest, a few at most, come again in front of those that
     /// follow. An error tells the same, and that nothing after them may pass.
     fn see(&mut self, bytes: &[u8]) -> Result<usize, usize>;
+
+    /// Whether what may not pass any more is kept, for somebody else.
+    #[inline]
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// Whether the receiver is told that the sender has ended.
+    #[inline]
+    fn passes_end(&self) -> bool {
+        true
+    }
+
+    /// The receiver has failed, and took nothing of what was last seen: whether that is kept, as not seen.
+    #[inline]
+    fn refused(&mut self) -> bool {
+        false
+    }
 }
 
 /// Looks at nothing.

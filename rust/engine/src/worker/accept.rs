@@ -221,6 +221,7 @@ impl Worker {
             busy: None,
             busy_tries: 0,
             exchange: listener.web.is_some().then(Box::default),
+            away: None,
         };
         let slot = self.tunnels.insert(Tunnel {
             client,
@@ -233,6 +234,7 @@ impl Worker {
             from_backend: Default::default(),
             opening: Some(Box::new(opening)),
             closing: None,
+            recall: None,
             entry: None,
             port: None,
             terms: Arc::clone(&front.terms),

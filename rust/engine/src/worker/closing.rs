@@ -101,15 +101,23 @@ impl Worker {
         if tunnel.closing.is_some() || !tunnel.framed {
             return;
         }
+        let told = self.stop_reattaching(slot);
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return;
+        };
+        // Without a backend there is the client alone.
+        let alone = tunnel.backend.is_none();
+        tunnel.to_backend.done |= alone;
         let patience = patience(&tunnel.terms);
         let until = until.unwrap_or_default().max(now + patience);
         tunnel.closing = Some(Box::new(Closing {
             farewell: Farewell {
                 to_client,
-                to_backend,
-                ..Farewell::default()
+                to_backend: to_backend.filter(|_| !alone && !told),
+                client_mute: alone || told,
+                backend_mute: alone,
             },
-            ended: [false; 2],
+            ended: [false, alone],
             reason,
             until,
             patience,
@@ -125,18 +133,15 @@ impl Worker {
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
-        let (Some(closing), Some(backend)) = (&mut tunnel.closing, &tunnel.backend) else {
+        let Some(closing) = &mut tunnel.closing else {
             return;
         };
         let towards = |flow: &Flow| Stream {
             blocked: flow.blocked(),
             ended: flow.eof,
         };
-        let (client, to_client, to_backend) = (
-            &tunnel.client,
-            &mut tunnel.to_client,
-            &mut tunnel.to_backend,
-        );
+        let (client, backend) = (&tunnel.client, tunnel.backend.as_ref());
+        let (to_client, to_backend) = (&mut tunnel.to_client, &mut tunnel.to_backend);
         let waits = !closing.farewell.client_told();
         let (to_them, to_us) = (towards(to_client), towards(to_backend));
         let say =
@@ -148,7 +153,7 @@ impl Worker {
             let frame = close_frame(code, "", None);
             failed |= relay::inject(to_client, frame.as_slice(), client).is_err();
         }
-        if let Some(code) = say.to_backend {
+        if let (Some(code), Some(backend)) = (say.to_backend, backend) {
             let [a, b, c, d, ..] = mask;
             let frame = close_frame(code, "", Some([a, b, c, d]));
             failed |= relay::inject(to_backend, frame.as_slice(), backend).is_err();
@@ -164,8 +169,12 @@ impl Worker {
         }
         // Whoever has had a Close and is owed nothing gets the end of the stream behind it.
         if say.over {
-            for (flow, socket) in [(to_client, client), (to_backend, backend)] {
-                if !flow.done && !flow.blocked() {
+            let sockets = [(to_client, Some(client)), (to_backend, backend)];
+            for (flow, socket) in sockets {
+                if let Some(socket) = socket
+                    && !flow.done
+                    && !flow.blocked()
+                {
                     flow.done = true;
                     let _ = rustix::net::shutdown(socket, Shutdown::Write);
                 }

@@ -215,16 +215,19 @@ impl Worker {
             let Some(tunnel) = self.tunnels.get(slot as usize) else {
                 continue;
             };
+            let framed = tunnel.framed;
             let reason = match tunnel.entry.as_ref().map(|entry| entry.fate()) {
                 Some(Fate::Removed) => Reason::BackendRemoved,
                 Some(Fate::Down) => Reason::BackendDown,
                 Some(Fate::Keep) | None => continue,
             };
             match self.phase(slot) {
+                Some(_) if self.is_away(slot) => self.redirect(slot),
                 Some(Phase::Exchange) => self.give_up(slot, reason),
                 Some(Phase::Dialing) => self.dial_elsewhere(slot),
                 Some(_) => self.drop_backend(slot),
-                None if tunnel.framed => self.close_websocket(slot, GOING_AWAY, reason),
+                None if self.leave_backend(slot) => {}
+                None if framed => self.close_websocket(slot, GOING_AWAY, reason),
                 None => self.end(slot, reason, How::Abort),
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A WebSocket gets its Close between two frames. A plain stream gets its end (FIN) in a moment in which
 //! nothing of the backend's is under way; what comes after all turns that end into a reset, since an end
-//! must not lie. Whoever is still there at the deadline is cut.
+//! must not lie. Whoever is still there at the deadline is cut. Where it is backends that shall have less, a
+//! WebSocket that can goes on at another one ([`leaving`](super::leaving)), and its client is told nothing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -43,6 +44,16 @@ pub(super) struct Draining {
     waiting: VecDeque<(u32, u32)>,
 }
 
+/// What came of telling one tunnel to go.
+enum Sent {
+    /// It was told, or is not there any more.
+    Closed,
+    /// It leaves its backend, and its client is told nothing; or it need not go.
+    Moved,
+    /// Something came in this very moment.
+    NotNow,
+}
+
 impl Worker {
     /// Begin this worker's part of a drain or shed.
     pub(super) fn begin_drain(&mut self, order: Arc<Order>) {
@@ -54,7 +65,8 @@ impl Worker {
             let Some(part) = order.concerns(tunnel) else {
                 continue;
             };
-            if tunnel.opening.is_some() {
+            // One that looks for another backend is none of a backend's.
+            if tunnel.opening.is_some() && (tunnel.away().is_none() || order.moves()) {
                 self.drain_opening(slot, &order);
                 continue;
             }
@@ -98,8 +110,19 @@ impl Worker {
             return;
         };
         let place = (slot, tunnel.generation);
+        // A backend that takes new ones again is not being drained, whatever was ordered before.
+        let open = tunnel.entry.as_ref().is_some_and(|entry| {
+            let pools = self
+                .deployment
+                .iter()
+                .flat_map(|deployment| &deployment.pools);
+            pools.into_iter().any(|pool| pool.takes(entry))
+        });
         for draining in &mut self.drains {
             let order = &draining.order;
+            if order.moves() && open {
+                continue;
+            }
             if order.kind != Kind::Shed && !order.cancelled() && order.concerns(tunnel).is_some() {
                 draining.waiting.push_back(place);
                 self.drain_at = Some(self.now);
@@ -141,12 +164,16 @@ impl Worker {
                 again = Some(at.max(now + STRIDE));
                 break;
             }
-            if self.send_off(slot, &order) {
-                order.closed.fetch_add(1, Ordering::Relaxed);
-            } else {
-                // Something came in this very moment.
-                draining.waiting.push_back((slot, generation));
-                again = Some(now + AGAIN);
+            match self.send_off(slot, &order) {
+                Sent::Closed => {
+                    order.closed.fetch_add(1, Ordering::Relaxed);
+                }
+                // Counted when it arrives.
+                Sent::Moved => {}
+                Sent::NotNow => {
+                    draining.waiting.push_back((slot, generation));
+                    again = Some(now + AGAIN);
+                }
             }
         }
         if deadline.is_none() && draining.waiting.is_empty() {
@@ -169,7 +196,9 @@ impl Worker {
             let Some(tunnel) = tunnel.filter(|tunnel| tunnel.generation == generation) else {
                 continue;
             };
-            if tunnel.closing.is_some() {
+            if tunnel.closing.is_some()
+                || draining.order.moves() && has_left(tunnel, &draining.order)
+            {
                 continue;
             }
             if draining.order.kind == Kind::Shed && !is_wanted(&draining.order, tunnel) {
@@ -196,26 +225,34 @@ impl Worker {
         None
     }
 
-    /// Tell one tunnel to go; false if it cannot be told in this moment.
-    fn send_off(&mut self, slot: u32, order: &Order) -> bool {
+    /// Tell one tunnel to go.
+    fn send_off(&mut self, slot: u32, order: &Arc<Order>) -> Sent {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
-            return true;
+            return Sent::Closed;
         };
         let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
         if order.kind == Kind::Shed && !quota.is_some_and(|quota| take(&quota.left)) {
             // Another worker took the last one.
-            return true;
+            return Sent::Moved;
         }
         let until = order.deadline();
+        if order.moves() && self.leave_for(slot, order, until) {
+            return Sent::Moved;
+        }
+        let Some(tunnel) = self.tunnels.get(slot as usize) else {
+            return Sent::Closed;
+        };
         if tunnel.framed {
             self.close_until(slot, order.terms.code, order.reason(), until);
-            return true;
+            return Sent::Closed;
         }
-        let sent = self.end_stream(slot, order.reason(), until);
-        if let (false, Some(quota)) = (sent, quota) {
+        if self.end_stream(slot, order.reason(), until) {
+            return Sent::Closed;
+        }
+        if let Some(quota) = quota {
             quota.left.fetch_add(1, Ordering::Relaxed);
         }
-        sent
+        Sent::NotNow
     }
 
     /// End what the client gets of a plain stream, if nothing is under way; false if something is.
@@ -260,7 +297,7 @@ impl Worker {
     }
 
     /// The deadline: whatever is left ends now, as politely as that can be done.
-    fn cut(&mut self, order: &Order) {
+    fn cut(&mut self, order: &Arc<Order>) {
         for slot in self.slots() {
             let concerned = |slot: &u32| {
                 let tunnel = self.tunnels.get(*slot as usize);
@@ -274,24 +311,33 @@ impl Worker {
             };
             let reason = Reason::DrainDeadline;
             let phase = tunnel.opening.as_ref().map(|opening| opening.phase);
+            let framed = tunnel.framed;
             if tunnel.closing.is_some() {
                 // Told in time, and slow to answer.
                 self.hurry(slot, self.now + FAREWELL);
+                continue;
+            }
+            if tunnel.away().is_some() && order.moves() {
+                // It has dialed this one, and asks another.
+                self.redirect(slot);
+                continue;
+            }
+            if order.moves() && self.leave_for(slot, order, Some(self.now + FAREWELL)) {
                 continue;
             }
             order.cut.fetch_add(1, Ordering::Relaxed);
             match phase {
                 // It has its last answer, and reads it.
                 Some(Phase::Lingering) => {}
+                _ if framed => {
+                    self.close_until(slot, order.terms.code, reason, None);
+                    self.hurry(slot, self.now + FAREWELL);
+                }
                 Some(Phase::Request) => self.end(slot, reason, How::Clean),
                 Some(Phase::Dialing) if matches!(order.scope, Scope::Backends(_)) => {
                     self.dial_elsewhere(slot);
                 }
                 Some(_) => self.give_up(slot, reason),
-                None if tunnel.framed => {
-                    self.close_until(slot, order.terms.code, reason, None);
-                    self.hurry(slot, self.now + FAREWELL);
-                }
                 None => self.end(slot, reason, How::Abort),
             }
         }
@@ -332,6 +378,11 @@ impl Worker {
             draining.order.finish();
         }
     }
+}
+
+/// Whether it is another backend's by now, or on its way there.
+fn has_left(tunnel: &Tunnel, order: &Order) -> bool {
+    order.concerns(tunnel).is_none() || tunnel.leaving().is_some() || tunnel.away().is_some()
 }
 
 fn is_of(pool: &DeployedPool, index: u16, entry: &Arc<crate::registry::BackendEntry>) -> bool {

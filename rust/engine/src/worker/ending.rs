@@ -56,12 +56,17 @@ impl Worker {
         if let Some(entry) = &tunnel.entry {
             entry.load().fetch_sub(1, Ordering::Relaxed);
         }
+        let away = tunnel.away().is_some();
+        if let Some(opening) = &tunnel.opening {
+            self.left_seekers(opening);
+        }
         let opened = match &tunnel.opening {
-            None => {
+            // One that looks for another backend stood, and stands with its client still.
+            opening if opening.is_none() || away => {
                 self.counters.worker(field!(WorkerSlot, closed), 1);
                 self.counters
                     .listener(listener, field!(ListenerSlot, closed), 1);
-                if let Some(entry) = &tunnel.entry {
+                if let (Some(entry), false) = (&tunnel.entry, away) {
                     self.counters
                         .backend(entry.index(), field!(BackendSlot, closed), 1);
                     if reason == Reason::BackendReset {
@@ -74,6 +79,7 @@ impl Worker {
                 }
                 true
             }
+            None => true,
             Some(opening) => {
                 self.opening -= 1;
                 match opening.phase {
@@ -112,6 +118,12 @@ impl Worker {
 
     /// The record of a tunnel, or of what did not become one.
     fn line(&self, tunnel: &mut Tunnel, opened: bool, reason: Reason) -> Line {
+        let recall = tunnel.recall.as_deref_mut();
+        let (moved, left) = recall.map_or((0, None), |recall| (recall.moved, recall.left.take()));
+        if left.is_some() {
+            // What was dialed in its place never had it.
+            tunnel.entry = left;
+        }
         let pool = match (&tunnel.entry, &tunnel.opening) {
             (Some(entry), _) => Arc::clone(&entry.pool),
             (None, Some(opening)) => Arc::clone(&opening.pool.planned.pool.name),
@@ -141,6 +153,7 @@ impl Worker {
             let (client, backend) = (&tunnel.from_client, &tunnel.from_backend);
             request.messages = (client.messages(), backend.messages());
             request.close = (client.closed(), backend.closed());
+            request.moved = moved;
         }
         Line {
             unix_ns: unix_ns(),

@@ -106,7 +106,10 @@ impl Worker {
     /// Tunnels that another process could serve as they are.
     fn standing(&self) -> Vec<u32> {
         let stands = |tunnel: &Tunnel| {
-            tunnel.opening.is_none() && tunnel.closing.is_none() && tunnel.backend.is_some()
+            tunnel.opening.is_none()
+                && tunnel.closing.is_none()
+                && tunnel.leaving().is_none()
+                && tunnel.backend.is_some()
         };
         let standing = self.tunnels.iter().filter(|(_, tunnel)| stands(tunnel));
         standing.map(|(slot, _)| slot as u32).collect()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pybalancer_core::cookie;
 use pybalancer_core::http::{self, Body, Framing, ResponseEdits, Scanner};
+use pybalancer_core::reattach::Agreed;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -129,6 +130,9 @@ impl Worker {
                     && inflight.accept.is_some()
                     && response.accept == inflight.accept.as_ref().map(|key| &key[..]);
                 if fits {
+                    if let (Some(_), Some(key)) = (&inflight.resumable, inflight.accept) {
+                        inflight.agreed = Agreed::of(&response, key).ok();
+                    }
                     how.websocket = true;
                     how.set_cookie = binding.as_deref();
                     http::write_response(&response, &how, &mut out);

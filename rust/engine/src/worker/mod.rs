@@ -9,6 +9,8 @@
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
 //! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. When
 //! another process takes over, [`handing`] gives it what stands, and its own workers take it by [`adopting`].
+//! Those that go on elsewhere when their backend goes away leave it in [`leaving`], and find the next in
+//! [`reattaching`].
 
 mod accept;
 mod adopting;
@@ -20,11 +22,14 @@ mod ending;
 mod failures;
 mod handing;
 mod judging;
+mod leaving;
 mod opening;
 mod pacing;
+mod reattaching;
 mod relaying;
 mod requests;
 mod responses;
+mod resuming;
 mod upgrading;
 
 use std::collections::{HashMap, VecDeque};
@@ -162,6 +167,7 @@ pub struct Worker {
     pause_told: bool,
     folded: HashMap<u32, Folded>,
     source_failures: HashMap<Arc<str>, (u64, String)>,
+    seekers: reattaching::Seekers,
     tell_at: Option<Tick>,
     random: u64,
     now: Tick,
@@ -212,6 +218,7 @@ impl Worker {
             pause_told: false,
             folded: HashMap::new(),
             source_failures: HashMap::new(),
+            seekers: reattaching::Seekers::default(),
             tell_at: None,
             // xorshift has no way out of 0.
             random: u64::from_ne_bytes(seed) | 1,
@@ -270,6 +277,7 @@ impl Worker {
         self.wheel = roomy_wheel(&self.shared, self.now);
         self.tools = Tools::default();
         self.due.clear();
+        self.seekers = reattaching::Seekers::default();
         // What is frozen or held is as good as it was.
         let elsewhere = self.handing.as_ref().map_or(0, |handing| handing.sockets());
         (self.sockets, self.opening) = (elsewhere + self.sockets_held(), 0);
@@ -324,6 +332,7 @@ impl Worker {
             }
             self.fire_timers();
             self.hand_over_late();
+            self.let_seekers_ask();
             self.publish();
             if let Some(deadline) = self.finish_at
                 && ((self.tunnels.is_empty() && !self.passes_on()) || self.now >= deadline)
@@ -357,6 +366,9 @@ impl Worker {
 
     /// How long nothing needs to be done unless an event comes.
     fn timeout(&self) -> Option<Duration> {
+        if self.seekers_may_ask() {
+            return Some(Duration::ZERO);
+        }
         let times = [
             self.wheel.next(),
             self.retire_at,

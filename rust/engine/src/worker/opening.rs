@@ -87,6 +87,9 @@ impl Worker {
     }
 
     pub(super) fn on_opening(&mut self, slot: u32, side: Side, flags: EventFlags) {
+        if self.is_away(slot) {
+            return self.on_away(slot, side, flags);
+        }
         match (self.phase(slot), side) {
             (Some(Phase::Header), Side::Client) => self.read_header(slot, flags),
             (Some(Phase::Dialing), Side::Backend) => self.connected(slot, flags),
@@ -113,8 +116,16 @@ impl Worker {
         }
     }
 
+    /// Whether it stood already and looks for another backend.
+    pub(super) fn is_away(&self, slot: u32) -> bool {
+        (self.tunnels.get(slot as usize)).is_some_and(|tunnel| tunnel.away().is_some())
+    }
+
     /// No tunnel will come of this: say so in the client's language.
     pub(super) fn give_up(&mut self, slot: u32, reason: Reason) {
+        if self.is_away(slot) {
+            return self.round_over(slot);
+        }
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return;
         };
@@ -136,6 +147,9 @@ impl Worker {
 
     /// A deadline of the opening has passed.
     pub(super) fn opening_late(&mut self, slot: u32) {
+        if self.is_away(slot) {
+            return self.away_late(slot);
+        }
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return;
         };
@@ -151,7 +165,7 @@ impl Worker {
                 self.note_failure(slot, "connect timed out");
                 self.dial_elsewhere(slot);
             }
-            None => {}
+            Some(Phase::Resuming) | None => {}
         }
     }
 
@@ -431,7 +445,7 @@ impl Worker {
     }
 
     /// The connect is decided.
-    fn connected(&mut self, slot: u32, flags: EventFlags) {
+    pub(super) fn connected(&mut self, slot: u32, flags: EventFlags) {
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
@@ -476,13 +490,16 @@ impl Worker {
         if self.shared.outbox.logging() {
             tunnel.story.get_or_insert_default().connect = took;
         }
-        let reads = opening.exchange.is_some();
+        let (reads, away) = (opening.exchange.is_some(), opening.away.is_some());
         if let Some(entry) = &tunnel.entry {
             self.counters.backend(
                 entry.index(),
                 field!(BackendSlot, connect_ns),
                 took.as_nanos() as u64,
             );
+        }
+        if away {
+            return self.repeat_handshake(slot);
         }
         if reads {
             return self.begin_exchange(slot);

@@ -50,8 +50,16 @@ impl Worker {
         if tunnel.closing.is_some() {
             return self.on_closing(slot, side, flags);
         }
+        if tunnel.leaving().is_some() {
+            return self.on_leaving(slot, side, flags);
+        }
         let flow = tunnel.flow_from(side);
         if flow.blocked() && flags.contains(EventFlags::ERR) {
+            if side == Side::Backend && self.is_to_resume(slot) {
+                // What it said before is read when the client takes more.
+                self.watch(slot, side, Interest::UNWATCHED);
+                return;
+            }
             // Reset by its sender, while its receiver takes nothing: nobody is left to wait for.
             return self.end(slot, side.reset(), How::Abort);
         }
@@ -142,6 +150,9 @@ impl Worker {
             return true;
         };
         let now = Moment::of(self.now);
+        if tunnel.resumes() {
+            return self.drive_resumable(slot, from);
+        }
         let (flow, sender, receiver, tracker) = match from {
             Side::Client => {
                 (tunnel.heard, tunnel.pinged) = (now, false);
@@ -175,6 +186,20 @@ impl Worker {
         let moved = flow.bytes - before;
         tunnel.active = now;
         count(&self.counters, tunnel, from, moved);
+        self.driven(slot, from, outcome, was_done)
+    }
+
+    /// What a direction's pump has come to; false if that ended the tunnel.
+    pub(super) fn driven(
+        &mut self,
+        slot: u32,
+        from: Side,
+        outcome: Outcome,
+        was_done: bool,
+    ) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
         match outcome {
             // A closing one is watched by its own rules.
             Outcome::Waiting | Outcome::Done if tunnel.closing.is_some() => true,
@@ -196,7 +221,7 @@ impl Worker {
                 }
                 self.watch_wanted(slot)
             }
-            Outcome::SenderFailed => {
+            Outcome::SenderFailed | Outcome::Ended => {
                 self.end(slot, from.reset(), How::Abort);
                 false
             }
@@ -294,6 +319,9 @@ impl Worker {
         if tunnel.closing.as_ref().is_some_and(|c| c.until <= now) {
             return self.closing_late(slot);
         }
+        if tunnel.leaving().is_some() {
+            return self.leaving_late(slot);
+        }
         if tunnel.heard_until(now).is_some_and(|at| at <= now) && !self.unheard(slot) {
             return;
         }
@@ -320,7 +348,7 @@ impl Worker {
 
 /// Count bytes that `from` has sent and the other side has taken.
 #[inline]
-fn count(counters: &Counters, tunnel: &Tunnel, from: Side, moved: u64) {
+pub(super) fn count(counters: &Counters, tunnel: &Tunnel, from: Side, moved: u64) {
     if moved == 0 {
         return;
     }

@@ -8,6 +8,7 @@ use pybalancer_core::cookie;
 use pybalancer_core::http::{
     self, Body, Edits, Forwarded, Framing, Refusal, Request, Scanner, Upgrade,
 };
+use pybalancer_core::reattach;
 use pybalancer_core::record::Reason;
 use pybalancer_core::route::{Facts, Key, key_hash};
 use pybalancer_core::time::Tick;
@@ -338,6 +339,7 @@ fn decide(
                 status: 0,
                 messages: (0, 0),
                 close: (None, None),
+                moved: 0,
             })
         })
     };
@@ -396,6 +398,10 @@ fn decide(
         request_id: &id,
     };
     http::write_request(&request, &edits, &mut out);
+    let resumes = accept.is_some() && route.rules.reattach.is_some();
+    if resumes {
+        out = reattach::without_takeover(&out);
+    }
     let safe = matches!(request.method, "GET" | "HEAD" | "OPTIONS");
     Ok(Decided {
         inflight: Box::new(Inflight {
@@ -417,6 +423,8 @@ fn decide(
             reused: false,
             broken: false,
             sticky,
+            resumable: resumes.then(|| id.as_str().into()),
+            agreed: None,
             line,
             began: asker.now,
             moved: asker.now,

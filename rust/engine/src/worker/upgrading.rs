@@ -8,6 +8,7 @@ use pybalancer_core::ws::Rules;
 use super::Worker;
 use super::ending::How;
 use crate::poller::Side;
+use crate::recall::Recall;
 use crate::relay::{self, Frames, Outcome};
 use crate::tunnel::Moment;
 
@@ -34,6 +35,17 @@ impl Worker {
         tunnel.framed = true;
         tunnel.hash = opening.hash.unwrap_or_default();
         (tunnel.active, tunnel.heard) = (Moment::of(self.now), Moment::of(self.now));
+        if let (Some(id), Some(agreed)) = (inflight.resumable.take(), inflight.agreed.take()) {
+            tunnel.recall = Some(Box::new(Recall {
+                head: std::mem::take(&mut inflight.head).into_boxed_slice(),
+                agreed,
+                id,
+                moved: 0,
+                leaving: None,
+                left: None,
+                order: None,
+            }));
+        }
         if let Some(line) = inflight.line.take() {
             tunnel.story.get_or_insert_default().request = Some(line);
         }
@@ -76,7 +88,7 @@ impl Worker {
                     };
                     self.end(slot, gone, How::Abort);
                 }
-                Outcome::Waiting | Outcome::Done => {}
+                Outcome::Waiting | Outcome::Done | Outcome::Ended => {}
             }
         }
         if (self.tunnels.get(slot as usize)).is_some_and(|tunnel| tunnel.closing.is_none()) {
