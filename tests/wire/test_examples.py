@@ -56,6 +56,15 @@ def test_embed_asyncio(tmp_path: Path) -> None:
     assert printed.endswith("closed\n")
 
 
+def test_reattach(tmp_path: Path) -> None:
+    printed = run("examples/reattach.py", directory=tmp_path)
+    before, after = spreads(printed)
+    assert sum(before.values()) == sum(after.values()) == CLIENTS
+    assert before["app-1"] > CLIENTS // 5
+    assert after == {"app-2": CLIENTS}
+    assert printed.endswith(f"{before['app-1']} went on at another server, and every sum is right\n")
+
+
 FILES = {
     "pybalancer.toml": "1 listener, 1 pool, 3 backends",
     "websocket.toml": "1 listener, 3 pools, 5 backends",

@@ -1,4 +1,4 @@
-"""Re-attach: what the repeated handshake is answered with, and what the client hears if there is no place for it."""
+"""Re-attach: answers to the repeated handshake, and what the client hears if there is no place for it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_deflate_is_asked_for_so_that_each_message_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "extension", ["permessage-deflate", f"{NO_TAKEOVER}, x-other", "permessage-deflate; server_no_context_takeover"]
+    "extension",
+    ["permessage-deflate", f"{NO_TAKEOVER}, x-other", "permessage-deflate; server_no_context_takeover"],
 )
 def test_messages_that_refer_to_others_are_not_carried_over(extension: str) -> None:
     """Such a tunnel is as without re-attach."""
@@ -140,7 +141,11 @@ def test_after_so_many_tries_the_client_is_told(how: str) -> None:
                 case "resets":
                     reset(mover.backend.socket)
                 case "lies":
-                    fields = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: " + 28 * "x"]
+                    fields = [
+                        "Upgrade: websocket",
+                        "Connection: Upgrade",
+                        "Sec-WebSocket-Accept: " + 28 * "x",
+                    ]
                     mover.backend.socket.sendall(lines("HTTP/1.1 101 Switching Protocols", *fields))
                 case _:
                     mover.backend.socket.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")
