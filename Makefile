@@ -6,6 +6,8 @@
 #                 all of Autobahn's cases, directly and through pybalancer (up to an hour)
 #   make wheel    the wheel, in dist/ (or DIST=...)
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
+#   make bench-ripple
+#                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
 #   make build    the extension module, into this checkout
 #
 # Needs Python >= 3.11 with venv, a Rust toolchain and a C compiler.
@@ -17,7 +19,7 @@ FOR    ?=
 DIST   ?= dist
 RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: demo test conformance wheel bench build fmt lint clean test-rust test-python docs
+.PHONY: demo test conformance wheel bench bench-ripple build fmt lint clean test-rust test-python docs
 
 demo: build
 	$(BIN)/pybalancer demo $(if $(FOR),--for $(FOR))
@@ -63,6 +65,9 @@ bench: build
 	cargo build --release --quiet -p pybalancer-bench
 	$(BIN)/python -m bench.wire
 	$(BIN)/pytest bench/micro
+
+bench-ripple: build
+	$(BIN)/python -m bench.ripple --write
 
 docs: build
 	$(BIN)/python -m pybalancer.config.reference > docs/config.md

@@ -393,7 +393,7 @@ class Engine:
         In a pool that hashes only those that the table would place elsewhere now. ``dry_run`` counts them.
         """
     def cancel_drain(self, id: int) -> bool:
-        """Call a drain or shed off; who has been told goes all the same. False if it was over or never was."""
+        """Call a drain or shed off; who has been told goes all the same. False if that was over."""
     def drains(self) -> list[Drain]:
         """Those under way, and those that were over less than a minute ago."""
     def stop_accepting(self) -> None:

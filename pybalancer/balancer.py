@@ -28,10 +28,11 @@ from pybalancer.errors import (
     plain,
 )
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
+from pybalancer.operations import Operations
 from pybalancer.policy.coalesce import Coalescer
 from pybalancer.policy.health import BackendHealth, apply_panic, unknown
 from pybalancer.status import LastReload, ReloadResult, Status, UpgradeResult
-from pybalancer.tasks import events
+from pybalancer.tasks import events, rebalance
 from pybalancer.tasks.health import HealthWatcher
 from pybalancer.tasks.logs import RecordWriter
 from pybalancer.tasks.reload import Mark, mark, watch_file
@@ -55,7 +56,11 @@ RETRY: Final = 1.0
 """Seconds after which a plan that could not be applied is made anew."""
 
 
-class Balancer:
+LEAVING: Final = 0.75
+"""Part of the grace in which all are told to go: the last of them must have time to answer, too."""
+
+
+class Balancer(Operations):
     """Workers that relay, and the tasks around them: health, reload, log, admin interface.
 
     ``async with Balancer("pybalancer.toml") as lb:`` — on entry everything listens; on leaving the
@@ -76,6 +81,7 @@ class Balancer:
         admin: bool = False,
         records: BinaryIO | None = None,
     ) -> None:
+        super().__init__()
         self._path = os.fspath(config) if isinstance(config, str | os.PathLike) else None
         self._given = None if self._path is not None else config
         self._admin_wanted = admin
@@ -160,6 +166,7 @@ class Balancer:
             await self._before_service()
             self._phase = "running"
             self._nursery = nursery
+            self._resume_drains()
             await self._start_tasks(nursery, config, seen)
             self._stack = stack.pop_all()
 
@@ -214,6 +221,8 @@ class Balancer:
         nursery.start_soon(events.watch, self._engine, self._connect_failed, wake)
         nursery.start_soon(self._watcher.run)
         nursery.start_soon(self._swaps.run)
+        nursery.start_soon(self._drain_watcher.run)
+        nursery.start_soon(rebalance.watch, self)
         if config.balancer.watch and self._path is not None:
             nursery.start_soon(watch_file, self._path, self.reload_and_log, seen)
         if self._admin_wanted and config.balancer.admin != "none":
@@ -257,6 +266,17 @@ class Balancer:
         aborted = await trio.to_thread.run_sync(engine.close, grace, abandon_on_cancel=grace > 0)
         self._closed.set()
         return aborted
+
+    async def drain_and_stop(self, grace: float) -> int:
+        """As ``stop``, and drain meanwhile: all tunnels are told to go within three quarters of the grace,
+        with Close 1012; how many were cut or aborted at its end."""
+        engine = self._live()
+        self._stopping = True
+        engine.stop_accepting()
+        number = engine.drain(over=LEAVING * grace, deadline=grace, code=1012)
+        self._drain_watcher.stir()
+        aborted = await self.stop(grace)
+        return aborted + sum(drain.cut for drain in self._drains() if drain.id == number)
 
     async def wait_closed(self) -> None:
         """Wait until ``stop`` has ended."""
@@ -312,8 +332,10 @@ class Balancer:
                 key = name, backend.name
                 # At another address it is another server, of which nothing is known.
                 same = key in known and addresses.get(key) == self._addresses.get(key)
-                # One of weight 0 takes nothing whatever its state, so it is no help to the others.
-                (states if backend.weight else spares)[key] = known[key] if same else unknown(now)
+                # One of weight 0 takes nothing whatever its state, so it is no help to the others; nor
+                # is one that is drained.
+                takes = backend.weight and key not in self._draining.backends
+                (states if takes else spares)[key] = known[key] if same else unknown(now)
             effective |= apply_panic(states, pool.panic) | spares
         return effective
 
@@ -329,7 +351,7 @@ class Balancer:
         previous = getattr(self, "_plan", None)
 
         def build() -> tuple[_core.Plan, int]:
-            plan = compile_plan(config, addresses, health, secret, previous)
+            plan = compile_plan(config, addresses, health, secret, previous, self._draining)
             return plan, self._engine.apply(plan)
 
         try:
@@ -342,6 +364,8 @@ class Balancer:
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
         self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
         self._applied = _essence(health)
+        # What was removed or went down may be drained from now on.
+        self._drain_watcher.stir()
         return generation
 
     async def _swap(self) -> None:
@@ -385,6 +409,7 @@ class Balancer:
             elif given is not None:
                 self._path, self._given = None, given
             self._watcher.update(config, addresses)
+            self._draining = self._draining.among(addresses, {one.name for one in config.listeners})
         self._engine.log_connections(self._records is not None and config.log.connections)
         if self._writer is not None:
             self._writer.format = config.log.format
@@ -442,13 +467,14 @@ class Balancer:
         return Status(
             version=_core.__version__,
             pid=os.getpid(),
+            started=self._stats.started,
             uptime_seconds=time.monotonic() - self._started,
             generation=engine.generation,
             config_file=self._path,
             admin=self._admin,
             active=engine.active(),
             workers=status.workers(self._stats),
-            listeners=status.listeners(self._config, engine, self._stats),
+            listeners=status.listeners(self._config, engine, self._stats, self._draining.listeners),
             pools=status.pools(
                 self._config,
                 self._addresses,
@@ -457,7 +483,9 @@ class Balancer:
                 self._stats,
                 self._health(self._config, self._addresses),
                 trio.current_time(),
+                self._draining.backends,
             ),
+            drains=status.drains(engine),
             last_reload=self._last_reload,
         )
 
@@ -492,14 +520,19 @@ class Balancer:
 
     def metrics(self) -> str:
         """All counters in the Prometheus text format."""
-        from pybalancer.stats.collector import render
+        from pybalancer.stats.collector import Drained, render
 
         ports = {
             (pool, backend): usage
             for pool, backends in self._live().ports().items()
             for backend, usage in backends.items()
         }
-        return render(self._stats, self._health(self._config, self._addresses), ports)
+        return render(
+            self._stats,
+            self._health(self._config, self._addresses),
+            ports,
+            Drained(self._draining.backends, self._drains(), self._drain_watcher.totals()),
+        )
 
 
 def _nothing() -> None:

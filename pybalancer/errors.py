@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pybalancer.status import RollResult
 
 
 class PybalancerError(Exception):
@@ -55,6 +58,22 @@ class AdminError(PybalancerError):
 
 class UpgradeError(PybalancerError):
     """No new process took this one's place: it goes on as if nothing had been."""
+
+
+class TargetError(PybalancerError, LookupError):
+    """There is no backend, pool or listener of that name, or several: the message lists what to say."""
+
+
+class DrainError(PybalancerError):
+    """It cannot be drained, undrained or shed now; nothing was begun."""
+
+
+class RollError(PybalancerError):
+    """A roll has not come to its end; ``result``, if it began, says how far it came."""
+
+    def __init__(self, message: str, result: RollResult | None = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def plain(error: BaseException) -> BaseException:

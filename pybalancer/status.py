@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from pybalancer._core import Engine, Plan
+    from pybalancer._core import Drain, Engine, Plan
     from pybalancer.config.model import Config
     from pybalancer.policy.health import BackendHealth
     from pybalancer.stats.reader import Stats
+
+
+KINDS: Final = ("drain", "shed", "removed", "down")
+"""Of drains: asked for, of surplus, and those that began as a backend was removed or went down."""
+
+HOWS: Final = ("closed", "cut", "moved")
+"""What becomes of a drain's tunnels: told to go in time, ended at the deadline, carried over elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class ListenerStatus:
     bind: str
     bound: str | None
     mode: str
+    draining: bool
+    """Takes no new tunnels."""
     pool: str | None
     routes: list[RouteStatus]
     """In the order in which they are tried; none in mode "tcp"."""
@@ -80,6 +89,8 @@ class BackendStatus:
     weight: int
     share: float
     state: Literal["up", "down"]
+    draining: bool
+    """Takes no new tunnels, whatever its state."""
     ramp: float
     reason: str
     since_seconds: float
@@ -128,6 +139,123 @@ class UpgradeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainPart:
+    """What of a drain or shed falls to one backend; ``backend`` is "" where it is about listeners."""
+
+    backend: str
+    total: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStatus:
+    """One drain or shed: one that runs, or that ended within the last minute.
+
+    ``what`` names it as people do. ``kind``: drain, shed, or what began by itself as a backend was
+    removed or went down. Without ``pool`` and ``listener`` it is of everything.
+    """
+
+    id: int
+    kind: Literal["drain", "shed", "removed", "down"]
+    what: str
+    pool: str | None
+    listener: str | None
+    parts: list[DrainPart]
+    total: int
+    left: int
+    closed: int
+    """Told to go in time."""
+    cut: int
+    """Ended at the deadline."""
+    moved: int
+    """Carried over to another backend."""
+    age_seconds: float
+    over_seconds: float
+    deadline_seconds: float
+    """0 of a shed: it has none."""
+    rate: float
+    """Per second; 0: no bound."""
+    code: int
+    state: Literal["running", "done", "cancelled"]
+
+    @property
+    def seconds_left(self) -> float:
+        """Until all have been told to go, at most; until the deadline once that has passed."""
+        for end in (self.over_seconds, self.deadline_seconds):
+            if end > self.age_seconds:
+                return end - self.age_seconds
+        return 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "seconds_left": self.seconds_left}
+
+
+@dataclass(frozen=True, slots=True)
+class DrainResult:
+    """What ``drain``, ``undrain`` and ``shed`` answer.
+
+    ``drains`` are those that were begun or, of ``undrain``, stopped; ``warnings`` is what will not go as
+    one may have hoped.
+    """
+
+    what: str
+    drains: list[DrainStatus]
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        drains = [drain.to_dict() for drain in self.drains]
+        return {"what": self.what, "drains": drains, "warnings": self.warnings}
+
+
+@dataclass(frozen=True, slots=True)
+class ShedResult:
+    """What ``shed`` answers. ``surplus``: of each backend that has too many, how many.
+
+    ``drain`` is the shed itself, None if there is no surplus; of a dry run it says how many tunnels could
+    be closed, of each backend.
+    """
+
+    pool: str
+    dry_run: bool
+    skew: float
+    """Load of the fullest backend over its fair share, before."""
+    to_skew: float
+    surplus: dict[str, int]
+    drain: DrainStatus | None
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        drain = self.drain.to_dict() if self.drain is not None else None
+        return {**dataclasses.asdict(self), "drain": drain}
+
+
+@dataclass(frozen=True, slots=True)
+class RollStep:
+    """Where one backend of a roll has come to, and why; ``output`` is what the action said."""
+
+    backend: str
+    step: Literal["waiting", "draining", "acting", "checking", "done", "failed", "skipped"]
+    why: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollResult:
+    """How a roll ended."""
+
+    pool: str
+    outcome: Literal["planned", "running", "done", "failed", "interrupted"]
+    steps: list[RollStep]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LastReload:
     """How the newest reload went. ``at`` is Unix time."""
 
@@ -142,6 +270,8 @@ class Status:
 
     version: str
     pid: int
+    started: float
+    """Unix time."""
     uptime_seconds: float
     generation: int
     config_file: str | None
@@ -150,11 +280,12 @@ class Status:
     workers: list[WorkerStatus]
     listeners: list[ListenerStatus]
     pools: list[PoolStatus]
+    drains: list[DrainStatus]
     last_reload: LastReload | None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "drains": [drain.to_dict() for drain in self.drains]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +322,45 @@ def workers(stats: Stats) -> list[WorkerStatus]:
     ]
 
 
-def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStatus]:
+def drains(engine: Engine) -> list[DrainStatus]:
+    """Those that run and those that have just ended, oldest first."""
+    return [drain_status(drain) for drain in sorted(engine.drains(), key=lambda drain: drain.id)]
+
+
+def drain_status(drain: Drain) -> DrainStatus:
+    return DrainStatus(
+        id=drain.id,
+        kind=drain.kind,
+        what=_what(drain),
+        pool=drain.pool,
+        listener=drain.listener,
+        parts=[DrainPart(*part) for part in drain.parts],
+        total=drain.total,
+        left=drain.left,
+        closed=drain.closed,
+        cut=drain.cut,
+        moved=drain.moved,
+        age_seconds=drain.age,
+        over_seconds=drain.over,
+        deadline_seconds=drain.deadline,
+        rate=drain.rate,
+        code=drain.code,
+        state=drain.state,
+    )
+
+
+def _what(drain: Drain) -> str:
+    if drain.listener is not None:
+        return f"listener {drain.listener}"
+    if drain.pool is None:
+        return "everything"
+    names = [backend for backend, _, _ in drain.parts]
+    return f"{drain.pool}/{names[0]}" if len(names) == 1 else f"pool {drain.pool}"
+
+
+def listeners(
+    config: Config, engine: Engine, stats: Stats, draining: Collection[str] = ()
+) -> list[ListenerStatus]:
     from pybalancer.config.routes import named
     from pybalancer.stats.reader import CLOSES
 
@@ -209,6 +378,7 @@ def listeners(config: Config, engine: Engine, stats: Stats) -> list[ListenerStat
                 bind=listener.bind,
                 bound=bound.get(listener.name),
                 mode=listener.mode,
+                draining=listener.name in draining,
                 pool=listener.pool,
                 routes=[RouteStatus(name, route.pool) for name, route in routes.items()],
                 active=active,
@@ -244,6 +414,7 @@ def pools(
     stats: Stats,
     health: Mapping[tuple[str, str], BackendHealth],
     now: float,
+    draining: Collection[tuple[str, str]] = (),
 ) -> list[PoolStatus]:
     ports = engine.ports()
     found = []
@@ -264,6 +435,7 @@ def pools(
                     weight=backend.weight,
                     share=shares.get(backend.name, 0.0),
                     state="up" if known is None or known.up else "down",
+                    draining=(name, backend.name) in draining,
                     ramp=1.0 if known is None else known.ramp,
                     reason="" if known is None else known.reason,
                     since_seconds=0.0 if known is None else max(0.0, now - known.since),

@@ -167,7 +167,10 @@ def main() -> None:
             print("\n".join(lines), flush=True)
             text += lines
     if not options.only and not options.mode:
-        RESULTS.write_text("\n".join(text))
+        # What `make bench-ripple` wrote stands behind, and stays.
+        before = RESULTS.read_text() if RESULTS.exists() else ""
+        _, heading, ripple = before.partition("\n## Ripple restart\n")
+        RESULTS.write_text("\n".join(text) + heading + ripple)
 
 
 if __name__ == "__main__":

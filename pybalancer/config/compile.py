@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
@@ -30,6 +30,15 @@ class Health(Protocol):
     def up(self) -> bool: ...
     @property
     def ramp(self) -> float: ...
+
+
+class Draining(Protocol):
+    """What takes nothing new: backends by pool and name, listeners by name (``policy.draining`` fits)."""
+
+    @property
+    def backends(self) -> Collection[tuple[str, str]]: ...
+    @property
+    def listeners(self) -> Collection[str]: ...
 
 
 async def resolve(config: Config, before: Addresses | None = None) -> dict[tuple[str, str], str]:
@@ -101,23 +110,55 @@ def compile_plan(
     health: Mapping[tuple[str, str], Health],
     secret: bytes,
     previous: _core.Plan | None = None,
+    draining: Draining | None = None,
 ) -> _core.Plan:
     """The plan. Backends of which ``health`` knows nothing count as up.
 
     Raises ``PlanError`` if the core finds what the configuration's checks have not: a defect of theirs.
     """
-    pools = [_pool(name, pool, addresses, health) for name, pool in config.pools.items()]
-    listeners = [_listener(listener) for listener in config.listeners]
+    backends, closed = (draining.backends, draining.listeners) if draining else ((), ())
+    pools = [
+        _pool(name, pool, addresses, health, backends, drain_rate(config, name))
+        for name, pool in config.pools.items()
+    ]
+    listeners = [_listener(listener, draining=listener.name in closed) for listener in config.listeners]
     return _core.Plan(listeners=listeners, pools=pools, secret=secret, previous=previous)
 
 
+def drain_rate(config: Config, name: str) -> float:
+    """Tunnels of a pool that are told to go per second at most; 0: any number.
+
+    Those that are to come back through a listener come through its ``handshakes``, so it is the smallest
+    of these where the pool does not say.
+    """
+    if (rate := config.pools[name].drain.rate) is not None:
+        return rate
+    rates = [
+        listener.handshakes
+        for listener in config.listeners
+        if listener.handshakes
+        and (listener.pool == name or any(route.pool == name for route in listener.routes))
+    ]
+    return min(rates, default=0.0)
+
+
 def _pool(
-    name: str, pool: PoolConfig, addresses: Addresses, health: Mapping[tuple[str, str], Health]
+    name: str,
+    pool: PoolConfig,
+    addresses: Addresses,
+    health: Mapping[tuple[str, str], Health],
+    draining: Collection[tuple[str, str]],
+    rate: float,
 ) -> _core.PoolSpec:
     backends = []
     for backend in pool.backends:
         known = health.get((name, backend.name))
-        state: Literal["up", "down"] = "up" if known is None or known.up else "down"
+        state: Literal["up", "down", "draining"] = "up"
+        if known is not None and not known.up:
+            # Also one that is drained: what it has is on_down's to judge.
+            state = "down"
+        elif (name, backend.name) in draining:
+            state = "draining"
         backends.append(
             _core.BackendSpec(
                 name=backend.name,
@@ -147,10 +188,14 @@ def _pool(
         transparent=pool.transparent,
         on_remove=pool.on_remove,
         on_down=pool.on_down,
+        drain_over=pool.drain.over,
+        drain_deadline=pool.drain.deadline,
+        drain_code=pool.drain.code,
+        drain_rate=rate,
     )
 
 
-def _listener(listener: ListenerConfig) -> _core.ListenerSpec:
+def _listener(listener: ListenerConfig, *, draining: bool) -> _core.ListenerSpec:
     rate = listener.accept_rate or 0.0
     return _core.ListenerSpec(
         name=listener.name,
@@ -171,6 +216,7 @@ def _listener(listener: ListenerConfig) -> _core.ListenerSpec:
         accept_queue=listener.accept_queue,
         queue_timeout=listener.queue_timeout,
         web=_web(listener) if listener.mode == "websocket" else None,
+        draining=draining,
     )
 
 

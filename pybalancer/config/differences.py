@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from pybalancer.config.routes import named
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -31,6 +33,9 @@ def changes(before: Config, after: Config) -> list[str]:
     old_listeners = {listener.name: listener for listener in before.listeners}
     new_listeners = {listener.name: listener for listener in after.listeners}
     found += _differences("listener", old_listeners, new_listeners)
+    for name, listener in new_listeners.items():
+        if name in old_listeners:
+            found += _differences(f"route {name}:", named(old_listeners[name]), named(listener))
     found += _differences("pool", before.pools, after.pools)
     for name in after.pools:
         if name not in before.pools:
@@ -42,7 +47,7 @@ def changes(before: Config, after: Config) -> list[str]:
 
 
 def _differences(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    gap = "" if kind.endswith("/") else " "
+    gap = "" if kind.endswith("/") else " "  # "route public: /rooms/*"
     found = [f"{kind}{gap}{name} added" for name in new if name not in old]
     found += [f"{kind}{gap}{name} removed" for name in old if name not in new]
     return found + [f"{kind}{gap}{name} changed" for name in new if name in old and new[name] != old[name]]

@@ -86,7 +86,12 @@ FOREIGN: Final[Mapping[str, str]] = {
     "client_max_body_size": "bodies are passed on while they come, so there is no limit to them",
     "proxy_read_timeout": "response_timeout and body_timeout of the pool, for tunnels its idle_timeout",
     "websocket": 'mode = "websocket" of the listener',
-    "drain": "draining is not in this version",
+    "drain": "how tunnels are drained is [pools.NAME.drain]",
+    "drain_timeout": "deadline of [pools.NAME.drain]",
+    "worker_shutdown_timeout": "grace of [balancer]",
+    "hard-stop-after": "grace of [balancer]",
+    "on-marked-down": 'on_down = "drain" or "close" of the pool',
+    "rebalance": 'rebalance = { skew = 1.2, rate = "50/s" } of the pool',
     "tls": "TLS is not in this version: put it in front, with send_proxy",
     "ssl": "TLS is not in this version: put it in front, with send_proxy",
 }
@@ -104,6 +109,10 @@ THERE: Final[Mapping[type[BaseModel], Mapping[str, str]]] = {
         "methods": "routes do not look at the method",
     },
     model.PoolConfig: {
+        "drain_over": "over of [pools.NAME.drain]",
+        "drain_deadline": "deadline of [pools.NAME.drain]",
+        "drain_code": "code of [pools.NAME.drain]",
+        "drain_rate": "rate of [pools.NAME.drain]",
         "cookie": 'key = "cookie:NAME" for one of the application, key = "sticky" for one of the balancer',
     },
 }
@@ -219,6 +228,8 @@ _SECTIONS: Final[Mapping[type[BaseModel], str]] = {
     model.PoolConfig: "[pools.NAME]",
     model.BackendConfig: "[[pools.NAME.backends]]",
     model.HealthConfig: "[pools.NAME.health]",
+    model.DrainConfig: "[pools.NAME.drain]",
+    model.RebalanceConfig: "rebalance of [pools.NAME]",
     model.RouteConfig: "[[listeners.routes]]",
     model.FieldsConfig: "request_headers or response_headers of [[listeners.routes]]",
 }

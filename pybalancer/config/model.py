@@ -44,6 +44,10 @@ from pybalancer.errors import Problem
 
 LATER_MODES: Final = ("directory", "packet")
 
+NEVER_SENT: Final = (1004, 1005, 1006, *range(1015, 3000))
+"""Codes of a Close that stand for something else than a Close, or for nothing yet: a client that gets
+one may take it for a violation of the protocol."""
+
 
 def _mode(value: Any) -> Any:
     if value in LATER_MODES:
@@ -57,6 +61,15 @@ def _secret(value: Any) -> Any:
         # The value itself stays out of the message: it is a secret, even a malformed one.
         raise ValueError("a secret is 32 hexadecimal digits, as `openssl rand -hex 16` prints them")
     return SecretStr(text)
+
+
+def _close_code(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1000 <= value <= 4999:
+            raise ValueError(f"codes of a Close go from 1000 to 4999, not {value}")
+        if value in NEVER_SENT:
+            raise ValueError(f"{value} may not be sent in a Close (RFC 6455 section 7.4); try 1012")
+    return value
 
 
 class Section(BaseModel):
@@ -371,6 +384,34 @@ class HealthConfig(Section):
     )
 
 
+class DrainConfig(Section):
+    """How the live tunnels of a backend are closed when it is drained."""
+
+    over: Duration = Field(30.0, description="Time over which they are told to go, evenly and with jitter.")
+    deadline: Duration = Field(60.0, description="Time after which those that are left are cut.")
+    code: Annotated[Whole, BeforeValidator(_close_code)] = Field(
+        1012,
+        description="Of the Close that a WebSocket gets (1012: service restart). Streams of mode `tcp` are "
+        "ended without a word.",
+    )
+    rate: Rate | None = Field(
+        None,
+        description="Tunnels that are told to go per time at most, however many there are. Default: the "
+        "smallest `handshakes` of the listeners that lead here, so that all may come back; else no bound.",
+        examples=["500/s"],
+    )
+
+
+class RebalanceConfig(Section):
+    """When surplus tunnels of the fullest backends are closed by themselves."""
+
+    skew: Annotated[Number, Field(gt=1, le=100)] = Field(
+        description="Begin when a backend has had more than this many times its fair share for a while.",
+        examples=[1.2],
+    )
+    rate: Rate = Field(description="Tunnels that are closed per time at most.", examples=["50/s"])
+
+
 class PoolConfig(Section):
     """Backends that serve the same thing, and how one of them is picked."""
 
@@ -432,10 +473,16 @@ class PoolConfig(Section):
         description="Connect to backends from the client's own address (IP_TRANSPARENT). Needs CAP_NET_ADMIN "
         "and routes that bring the answers back here.",
     )
-    on_remove: Literal["keep", "close"] = Field(
-        "keep", description="Live tunnels of a backend that a reload removes."
+    on_remove: Literal["keep", "drain", "close"] = Field(
+        "keep",
+        description="Live tunnels of a backend that a reload removes: they go on, are closed over a time "
+        "(`drain`), or at once.",
     )
-    on_down: Literal["keep", "close"] = Field("keep", description="Live tunnels of a backend that goes down.")
+    on_down: Literal["keep", "drain", "close"] = Field(
+        "keep", description="Live tunnels of a backend that goes down, likewise."
+    )
+    drain: DrainConfig = Field(default=DrainConfig(), description="How tunnels are drained.")
+    rebalance: RebalanceConfig | None = Field(None, description="Shed surplus tunnels automatically.")
     panic: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="Share of backends up below which all are treated as up; 0: never."
     )

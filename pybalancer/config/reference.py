@@ -23,6 +23,8 @@ _SECTIONS: Final = (
     ("[pools.NAME]", model.PoolConfig),
     ("[[pools.NAME.backends]]", model.BackendConfig),
     ("[pools.NAME.health]", model.HealthConfig),
+    ("[pools.NAME.drain]", model.DrainConfig),
+    ("[pools.NAME.rebalance]", model.RebalanceConfig),
 )
 
 _INTRODUCTION: Final = """\

@@ -163,6 +163,19 @@ def _pool(here: Path, pool: PoolConfig) -> Iterator[Finding]:
         if families and family and family not in families:
             place = (*here, "backends", index, "address")
             yield place, f"no source address of the pool is IPv{family}", "add one to sources"
+    yield from _drain(here, pool)
+
+
+def _drain(here: Path, pool: PoolConfig) -> Iterator[Finding]:
+    """How tunnels are closed that should be elsewhere."""
+    drain = pool.drain
+    if drain.deadline < drain.over:
+        key = "over" if "over" in drain.model_fields_set else "deadline"
+        why = f"over ({drain.over:g}s) is more than deadline ({drain.deadline:g}s): many would be cut"
+        yield (*here, "drain", key), why, f'set deadline = "{2 * drain.over:g}s"'
+    if pool.rebalance is not None and pool.key == "sticky":
+        why = "clients of a sticky pool come back to the backend that they had: nothing would be gained"
+        yield (*here, "rebalance"), why, 'leave it out, or choose another key than "sticky"'
 
 
 def _family(address: str) -> int | None:
@@ -199,11 +212,20 @@ def doubts(config: Config) -> Iterator[Finding]:
             if seen.setdefault(backend.address, backend.name) != backend.name:
                 why = f"backend {seen[backend.address]!r} has the same address"
                 yield (*here, "backends", index, "address"), why, None
+        yield from _drain_doubts(here, pool)
         if (health := pool.health) is not None:
             if health.timeout > health.interval:
                 yield (*here, "health", "timeout"), "is longer than the interval", None
             if health.kind == "tcp" and (health.path != "/" or health.host or health.headers):
                 yield (*here, "health", "kind"), "tcp asks for no path", 'did you mean kind = "http"?'
+
+
+def _drain_doubts(here: Path, pool: PoolConfig) -> Iterator[Finding]:
+    if pool.rebalance is not None and len(pool.backends) == 1:
+        yield (*here, "rebalance"), "there is one backend: nothing can be evened out", None
+    if pool.rebalance is not None and pool.max_skew is not None and pool.rebalance.skew < pool.max_skew:
+        why = f"is less than max_skew ({pool.max_skew:g}): what is closed may come back to the same backend"
+        yield (*here, "rebalance", "skew"), why, None
 
 
 def path_text(path: Path) -> str:

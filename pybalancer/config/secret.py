@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shlex
 import stat
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from pybalancer.config.model import BalancerConfig, Config
 from pybalancer.errors import ConfigError, Problem
 
 _log = logging.getLogger("pybalancer")
+
+
+SECRETS: Final = ("secret", "admin_token")
+"""Keys of [balancer] whose values nobody else may see."""
+
+
+def secret_digest(secret: bytes) -> str:
+    """What tells whether two secrets are the same, and nothing else: nobody guesses 128 bits."""
+    return hashlib.sha256(b"pybalancer secret " + secret).hexdigest()
 
 
 def state_directory() -> Path:

@@ -1,14 +1,16 @@
-"""One WebSocket echo server: ``python -m pybalancer.demo.backend PORT``.
+"""One WebSocket echo server: ``python -m pybalancer.demo.backend PORT [NAME NOTES]``.
 
 Prints its port when it listens and ends when its standard input does, so that it never outlives
 the demo, however that ends. Listens with SO_REUSEPORT, because the demo keeps the port reserved
-for it while it is dead.
+for it while it is dead. With NAME it answers with that before each message, and appends what it got to
+the file NOTES: two numbers with which each message begins.
 """
 
 import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
@@ -16,6 +18,8 @@ from trio_websocket import ConnectionClosed, WebSocketRequest, WebSocketServer
 
 BACKLOG = 1024
 LARGEST_MESSAGE = 1 << 20
+
+Handler = Callable[[WebSocketRequest], Awaitable[None]]
 
 
 def reserve(port: int = 0) -> socket.socket:
@@ -34,12 +38,29 @@ async def _echo(request: WebSocketRequest) -> None:
             await connection.send_message(await connection.get_message())
 
 
-async def _serve(port: int) -> None:
+def _noting(name: str, notes: str) -> Handler:
+    # Unbuffered: what was noted survives however this process ends.
+    book = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    async def echo(request: WebSocketRequest) -> None:
+        connection = await request.accept()
+        with suppress(ConnectionClosed):
+            while True:
+                message = await connection.get_message()
+                assert isinstance(message, str)
+                client, number, _ = message.split(" ", 2)
+                os.write(book, f"{client} {number}\n".encode())
+                await connection.send_message(f"{name} {message}")
+
+    return echo
+
+
+async def _serve(port: int, handler: Handler) -> None:
     listener = reserve(port)
     listener.listen(BACKLOG)
     print(listener.getsockname()[1], flush=True)
     server = WebSocketServer(
-        _echo,
+        handler,
         [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
         max_message_size=LARGEST_MESSAGE,
     )
@@ -54,7 +75,8 @@ async def _serve(port: int) -> None:
 def main() -> None:
     """Serve until standard input ends. Ctrl-C is the demo's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    trio.run(_serve, int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    port, *noted = sys.argv[1:] or ["0"]
+    trio.run(_serve, int(port), _noting(*noted) if noted else _echo)
 
 
 if __name__ == "__main__":

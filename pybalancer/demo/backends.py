@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -17,8 +18,9 @@ START_SECONDS = 30.0
 class DemoBackend:
     """One backend: a name, an address that stays its own, and a process while it lives."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, notes: Path | None = None) -> None:
         self.name = name
+        self._noted = [] if notes is None else [name, str(notes)]
         self._reservation = reserve()
         self.port: int = self._reservation.getsockname()[1]
         self._process: trio.Process | None = None
@@ -36,7 +38,7 @@ class DemoBackend:
     async def start(self) -> None:
         """Start the process and wait until it listens."""
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "pybalancer.demo.backend", str(self.port)],
+            [sys.executable, "-m", "pybalancer.demo.backend", str(self.port), *self._noted],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -60,15 +62,20 @@ class DemoBackend:
             if pipe is not None:
                 await trio.aclose_forcefully(pipe)
 
+    async def restart(self) -> None:
+        """Kill it, and start it again."""
+        await self.kill()
+        await self.start()
+
     def release(self) -> None:
         """Give the port back."""
         self._reservation.close()
 
 
 @asynccontextmanager
-async def run_backends(count: int) -> AsyncIterator[list[DemoBackend]]:
+async def run_backends(count: int, notes: Path | None = None) -> AsyncIterator[list[DemoBackend]]:
     """``count`` backends that listen; all are dead and buried when the context ends."""
-    backends = [DemoBackend(f"app-{number}") for number in range(1, count + 1)]
+    backends = [DemoBackend(f"app-{number}", notes) for number in range(1, count + 1)]
     try:
         async with trio.open_nursery() as nursery:
             for backend in backends:

@@ -1,9 +1,6 @@
 """The whole demo: backends, the balancer before them, clients, outages, and a view on it."""
 
-import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -11,6 +8,7 @@ import trio
 from pybalancer.balancer import Balancer
 from pybalancer.demo.backends import DemoBackend, run_backends
 from pybalancer.demo.crowd import run_crowd
+from pybalancer.demo.news import log_to
 from pybalancer.demo.outages import run_outages
 from pybalancer.demo.tally import Tally
 from pybalancer.demo.view import BackendLine, Frame, View
@@ -24,39 +22,13 @@ async def play(*, backends: int, clients: int, duration: float | None, view: Vie
     Nothing that it started is left when it returns, nor when it is cancelled.
     """
     tally = Tally()
-    with _log_to(view), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with log_to(view.tell), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at, signals, nursery.cancel_scope)
             async with run_backends(backends) as servers:
                 await _play(servers, clients, duration, view, tally)
             nursery.cancel_scope.cancel()
     return tally
-
-
-class _News(logging.Handler):
-    """What the balancer logs is news for the view: a backend is down, it is up again."""
-
-    def __init__(self, view: View) -> None:
-        super().__init__()
-        self._view = view
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._view.tell(record.getMessage())
-
-
-@contextmanager
-def _log_to(view: View) -> Iterator[None]:
-    log, news = logging.getLogger("pybalancer"), _News(view)
-    level, propagate = log.level, log.propagate
-    log.addHandler(news)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(news)
-        log.setLevel(level)
-        log.propagate = propagate
 
 
 async def _stop_at(signals: Any, scope: trio.CancelScope) -> None:

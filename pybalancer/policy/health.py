@@ -56,6 +56,7 @@ class HealthMachine:
     down  ``rise`` good probes in a row                            up, ramping over ``slow_start``
     held  its time is over, ``rise`` good probes before            up, ramping over ``slow_start``
     held  its time is over otherwise                               down
+    any   it was restarted on purpose                              down, without a mark for flapping
     ====  =======================================================  =====================================
     """
 
@@ -67,7 +68,10 @@ class HealthMachine:
         "_good",
         "_held_for",
         "_held_until",
+        "_hurry",
+        "_next_ramp",
         "_ramp_from",
+        "_ramp_over",
         "_ramp_step",
         "_said",
         "_since",
@@ -90,6 +94,12 @@ class HealthMachine:
         self._held_until: float | None = None
         self._ramp_from: float | None = None  # When it was at _ramp_step; None: it is over.
         self._ramp_step = 0
+        self._ramp_over = settings.slow_start
+        """Seconds that the ramp under way takes."""
+        self._next_ramp: float | None = None
+        """The same of the one that begins when it comes up; None: as the settings say."""
+        self._hurry = False
+        """Whether the next probe is to come at once."""
 
     def begin_down(self, reason: str, now: float) -> None:
         """It was down when another process watched it. Good probes bring it up, as ever."""
@@ -143,10 +153,34 @@ class HealthMachine:
         if self._ramp_from is not None:
             # It goes on from where it is: a reload takes no keys away from a backend that has them.
             self._ramp_step, self._ramp_from = self._step(now), now
+        if self._ramp_over == self.settings.slow_start:
+            self._ramp_over = settings.slow_start
         self.settings = settings
         self._good = self._bad = 0
         self._connects.clear()
         self._asked = False
+
+    def recheck(self, now: float) -> None:
+        """It was restarted: what was known counts for nothing, and ``rise`` good probes bring it up.
+
+        Of a passive check these are connects. Nothing is held against it: it fell because it was told to.
+        """
+        self._up = False
+        self._since = now
+        self._said = "restarted, not checked yet"
+        self._good = self._bad = 0
+        self._connects.clear()
+        self._ramp_from = self._held_until = None
+        self._hurry = True
+
+    def warm_up(self, over: float, now: float) -> None:
+        """It has nothing, as after a drain: bring it to its full share over so many seconds, from now on,
+        or from when it comes up."""
+        self._settle(now)
+        if not self._up:
+            self._next_ramp = over
+            return
+        self._ramp_from, self._ramp_step, self._ramp_over = (now if over else None), 0, over
 
     def health(self, now: float) -> BackendHealth:
         self._settle(now)
@@ -163,6 +197,9 @@ class HealthMachine:
         if settings.passive and self._up:
             return None
         spread = settings.interval * settings.jitter
+        if self._hurry:
+            self._hurry = False
+            return after
         if not self._asked and not settings.passive:
             self._asked = True
             return after + spread * rng.random()
@@ -190,7 +227,9 @@ class HealthMachine:
     def _rise(self, now: float) -> None:
         self._up = True
         self._since = now
-        self._ramp_from = now if self.settings.slow_start else None
+        over = self.settings.slow_start if self._next_ramp is None else self._next_ramp
+        self._ramp_over, self._next_ramp = over, None
+        self._ramp_from = now if over else None
         self._ramp_step = 0
 
     def _fall(self, now: float) -> None:
@@ -213,7 +252,7 @@ class HealthMachine:
         return step
 
     def _time_of(self, began: float, step: int) -> float:
-        return began + (step - self._ramp_step) * self.settings.slow_start / RAMP_STEPS
+        return began + (step - self._ramp_step) * self._ramp_over / RAMP_STEPS
 
     def _ramp(self, now: float) -> float:
         return (1 + self._step(now)) / (1 + RAMP_STEPS)

@@ -6,7 +6,8 @@ to another address starts again from zero, which Prometheus takes for the restar
 tunnels are summed over its addresses.
 """
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from pybalancer import _core
 from pybalancer.stats.reader import CLOSES, Entry, Stats
+from pybalancer.status import KINDS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what ``render`` returns."""
@@ -81,6 +83,26 @@ _BACKEND_COUNTERS = (
 )
 
 
+class Drain(Protocol):
+    """A drain or shed (``status.DrainStatus`` fits)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def left(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drained:
+    """What is drained: backends that take nothing new, drains under way, and (kind, how) to all tunnels."""
+
+    backends: Collection[tuple[str, str]] = ()
+    drains: Collection[Drain] = ()
+    totals: Mapping[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+
+
 class StatsCollector(Collector):
     """Reads ``stats`` at each scrape; ``health`` and ``ports`` are by (pool, backend).
 
@@ -92,10 +114,12 @@ class StatsCollector(Collector):
         stats: Stats,
         health: Mapping[tuple[str, str], Health] | None = None,
         ports: Mapping[tuple[str, str], tuple[int, int]] | None = None,
+        drained: Drained | None = None,
     ) -> None:
         self._stats = stats
         self._health = health or {}
         self._ports = ports or {}
+        self._drained = drained or Drained()
 
     def collect(self) -> Iterator[Metric]:
         """One family after the other, as prometheus_client asks for them."""
@@ -109,6 +133,7 @@ class StatsCollector(Collector):
         yield from self._collect_listeners([entry for entry in entries if entry.kind == "listener"])
         yield from self._collect_backends([entry for entry in entries if entry.kind == "backend"])
         yield from self._collect_health()
+        yield from self._collect_drains()
 
     def _collect_workers(self) -> Iterator[Metric]:
         workers = list(enumerate(self._stats.workers()))
@@ -197,15 +222,37 @@ class StatsCollector(Collector):
             _add(total, list(key), there_are)
         yield from (up, ramp, used, total)
 
+    def _collect_drains(self) -> Iterator[Metric]:
+        text = "1 while it is drained: it takes no new tunnels, whether it is up or not"
+        family: Metric = GaugeMetricFamily("pybalancer_backend_draining", text, labels=["pool", "backend"])
+        for key in self._health:
+            _add(family, list(key), int(key in self._drained.backends))
+        yield family
+        text = "Drains and sheds under way"
+        running = GaugeMetricFamily("pybalancer_drains_running", text, labels=["kind"])
+        text = "Tunnels that drains and sheds under way have yet to end"
+        left = GaugeMetricFamily("pybalancer_drain_tunnels_left", text, labels=["kind"])
+        for kind in KINDS:
+            mine = [each for each in self._drained.drains if (each.kind, each.state) == (kind, "running")]
+            _add(running, [kind], len(mine))
+            _add(left, [kind], sum(each.left for each in mine))
+        yield from (running, left)
+        text = "Tunnels that drains and sheds have closed in time, cut at a deadline, or moved elsewhere"
+        family = CounterMetricFamily("pybalancer_drained_tunnels", text, labels=["kind", "how"])
+        for (kind, how), count in self._drained.totals.items():
+            _add(family, [kind, how], count)
+        yield family
+
 
 def render(
     stats: Stats,
     health: Mapping[tuple[str, str], Health] | None = None,
     ports: Mapping[tuple[str, str], tuple[int, int]] | None = None,
+    drained: Drained | None = None,
 ) -> str:
     """All metrics in the Prometheus text format (``CONTENT_TYPE``); arguments as ``StatsCollector``."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatsCollector(stats, health, ports))
+    registry.register(StatsCollector(stats, health, ports, drained))
     return generate_latest(registry).decode("utf-8")
 
 

@@ -119,6 +119,25 @@ class HealthWatcher:
                 watched.machine.begin_down(reason, now)
                 watched.told = watched.machine.health(now)
 
+    def recheck(self, key: Key) -> None:
+        """A backend was restarted: it is down until its check has found it well, which begins now."""
+        if (watched := self._watched.get(key)) is None:
+            return
+        watched.machine.recheck(trio.current_time())
+        self._tell(key, watched)
+        watched.changed.set()
+        watched.asked_anew.set()
+        # What it asks was asked of the server before.
+        watched.asking.cancel()
+
+    def warm_up(self, key: Key, over: float) -> None:
+        """A backend begins with nothing: bring it to its full share over so many seconds."""
+        if (watched := self._watched.get(key)) is None:
+            return
+        watched.machine.warm_up(over, trio.current_time())
+        self._tell(key, watched)
+        watched.changed.set()
+
     def snapshot(self) -> dict[Key, BackendHealth]:
         """What is known now."""
         now = trio.current_time()

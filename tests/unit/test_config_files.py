@@ -57,7 +57,7 @@ def test_one_valid_file_has_every_key_there_is() -> None:
     listener = config.listeners[0]
     route = listener.routes[0]
     sections = (config, config.log, listener, pool, pool.health, pool.backends[0])
-    sections += (route, route.request_headers, route.response_headers)
+    sections += (route, route.request_headers, route.response_headers, pool.drain, pool.rebalance)
     assert [unset(section) for section in sections] == [set()] * len(sections)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.wire.net import PATIENCE, until
 
 DEMO = [sys.executable, "-m", "pybalancer", "demo", "--backends", "2", "--clients", "20"]
@@ -88,3 +90,35 @@ def test_a_demo_that_is_killed_takes_its_processes_along() -> None:
     process.kill()
     process.communicate(timeout=PATIENCE)
     until(lambda: not alive(backends), "the end of the backends")
+
+
+def test_the_ripple_keeps_its_promises() -> None:
+    result = subprocess.run(
+        [*DEMO, "--ripple", "--json"], capture_output=True, text=True, check=False, timeout=110
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    acts = {act["way"]: act for act in json.loads(result.stdout)}
+    assert list(acts) == ["restart", "roll", "reattach"]
+    for act in acts.values():
+        assert act["broken_promises"] == []
+        assert act["messages"] > 0
+        assert sum(act["tunnels_by_backend"].values()) == 20
+    # The ruins that it is compared with are real: killed backends tell nobody anything.
+    assert acts["restart"]["clients_cut"] == 20
+    assert acts["restart"]["close_codes"].keys() == {"1006"}
+    assert acts["roll"]["clients_cut"] == 20
+    assert acts["roll"]["close_codes"].keys() == {"1012"}
+    assert acts["reattach"]["close_codes"] == {}
+    assert acts["reattach"]["lost"] == acts["reattach"]["doubled"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["--for", "3s"], "takes no --for"), (["--backends", "1"], "goes from 2 with")],
+)
+def test_the_ripple_ends_by_itself_and_needs_somewhere_to_go(arguments: list[str], complaint: str) -> None:
+    command = [sys.executable, "-m", "pybalancer", "demo", "--ripple", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert complaint in result.stderr

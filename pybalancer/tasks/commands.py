@@ -1,0 +1,155 @@
+"""Commands of whoever calls: what a roll does to a backend, outside of the balancer's process."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+MOST_OUTPUT: Final = 64 * 1024
+"""Bytes of a command's output that are kept, its last ones."""
+
+MERCY: Final = 5.0
+"""Seconds that a command has to end after TERM."""
+
+LAST_WORDS: Final = 0.5
+"""Seconds in which what it said last is read."""
+
+WORDS: Final = ("name", "pool", "address")
+"""What may stand in braces."""
+
+
+class CommandError(Exception):
+    """A command has failed, or cannot be run; ``output`` is what it said."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line with ``{name}``, ``{pool}`` and ``{address}`` in it.
+
+    It is split into arguments first and filled in then, so that no name can add an argument. With
+    ``shell`` it goes to ``/bin/sh``, what is filled in quoted.
+    """
+
+    line: str
+    shell: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be split, and for unknown words in braces."""
+        if not self.arguments(dict.fromkeys(WORDS, "x")):
+            raise ValueError("the command is empty")
+        for word in re.findall(r"(?<!\$)\{(\w+)\}", self.line):
+            if word not in WORDS:
+                known = ", ".join(f"{{{one}}}" for one in WORDS)
+                raise ValueError(f"{{{word}}} means nothing in a command; there are {known}")
+
+    def arguments(self, values: Mapping[str, str]) -> list[str]:
+        """What is run."""
+        if self.shell:
+            quoted = {key: shlex.quote(value) for key, value in values.items()}
+            return ["/bin/sh", "-c", _filled(self.line, quoted)] if self.line.strip() else []
+        try:
+            parts = shlex.split(self.line)
+        except ValueError as error:
+            raise ValueError(f"{self.line!r} cannot be split into arguments: {error}") from None
+        return [_filled(part, values) for part in parts]
+
+    async def run(self, values: Mapping[str, str], timeout: float) -> str:  # noqa: ASYNC109
+        """Run it and return what it said, on both of its outputs.
+
+        Raises CommandError if it fails, cannot be found, or takes longer than ``timeout`` seconds; then
+        it is ended, with all that it has started. So it is when this is cancelled.
+        """
+        arguments = self.arguments(values)
+        environment = {**os.environ, **{f"PYBALANCER_{key.upper()}": value for key, value in values.items()}}
+        output = _Tail()
+        try:
+            with trio.move_on_after(timeout) as scope:
+                code = await _run(arguments, environment, output)
+        except OSError as error:
+            raise CommandError(f"{shlex.join(arguments)}: {error.strerror or error}") from error
+        if scope.cancelled_caught:
+            raise CommandError(f"{shlex.join(arguments)}: ended, for it took over {timeout:g} s", output.text)
+        if code:
+            how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+            raise CommandError(f"{shlex.join(arguments)}: {how}", output.text)
+        return output.text
+
+
+class _Tail:
+    """The last bytes of a stream."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def take(self, data: bytes) -> None:
+        self._kept += data
+        del self._kept[:-MOST_OUTPUT]
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode("utf-8", "replace")
+
+
+async def _run(arguments: Sequence[str], environment: Mapping[str, str], output: _Tail) -> int:
+    async with trio.open_nursery() as nursery:
+        # A session of its own: Ctrl-C is for us to judge, and what asks for a password fails at once.
+        start = partial(
+            trio.run_process,
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+            start_new_session=True,
+            deliver_cancel=_end_all,
+        )
+        process: trio.Process = await nursery.start(start)
+        assert process.stdout is not None
+        ended = trio.Event()
+        nursery.start_soon(_read, process.stdout, output, ended)
+        code = await process.wait()
+        # The pipe may outlive it, in the hands of a daemon that it has started.
+        with trio.move_on_after(LAST_WORDS):
+            await ended.wait()
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _read(stream: trio.abc.ReceiveStream, output: _Tail, ended: trio.Event) -> None:
+    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+        async for data in stream:
+            output.take(bytes(data))
+    ended.set()
+
+
+async def _end_all(process: trio.Process) -> None:
+    """TERM to its whole session, and KILL to what is left of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with trio.move_on_after(MERCY):
+            await process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    for word in values:
+        text = text.replace(f"{{{word}}}", f"\0{word}\0")
+    # Twice, so that a name with braces in it is not filled in itself.
+    for word, value in values.items():
+        text = text.replace(f"\0{word}\0", value)
+    return text
