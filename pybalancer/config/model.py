@@ -504,9 +504,9 @@ class PacketConfig(Section):
 
     role: Literal["director", "backend"] = Field(
         "director",
-        description="`director`: spread the packets over the backends. `backend`: this machine is one of them; "
-        "take packets out of their IPIP, and pass on those of connections that a former owner has. So one "
-        "file serves a whole fleet, with `PYBALANCER_PACKET_ROLE` on the backends.",
+        description="`director`: spread the packets over the backends. `backend`: this machine is one of "
+        "them; take packets out of their IPIP, and pass on those of connections that a former owner has. So "
+        "one file serves a whole fleet, with `PYBALANCER_PACKET_ROLE` on the backends.",
     )
     interfaces: tuple[Interface, ...] = Field(
         (),
@@ -516,14 +516,14 @@ class PacketConfig(Section):
     )
     forward: Literal["l2", "ipip"] = Field(
         "l2",
-        description="How packets get to a backend. `l2`: with its hardware address, so it must be on the same "
-        "link (IPVS: gatewaying, direct routing). `ipip`: in an outer IP packet, so it may be anywhere "
+        description="How packets get to a backend. `l2`: with its hardware address, so it must be on the "
+        "same link (IPVS: gatewaying, direct routing). `ipip`: in an outer IP packet, so it may be anywhere "
         "(IPVS: tunneling; Katran).",
     )
     engine: Literal["xdp", "nftables"] = Field(
         "xdp",
-        description="What forwards: a BPF program, or rules for `nft` where BPF is not allowed. These hash in "
-        "another way, only forward by `l2`, and know no former owners.",
+        description="What forwards: a BPF program, or rules for `nft` where BPF is not allowed. These hash "
+        "in another way, only forward by `l2`, and know no former owners.",
     )
     xdp: Literal["auto", "native", "generic"] = Field(
         "auto",
