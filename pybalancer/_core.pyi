@@ -18,6 +18,9 @@ __all__ = [
     "HandOver",
     "Lent",
     "ListenerSpec",
+    "PacketError",
+    "PacketPath",
+    "PacketRows",
     "Plan",
     "PlanError",
     "PoolSpec",
@@ -27,6 +30,7 @@ __all__ = [
     "check_host",
     "check_key",
     "check_path",
+    "packet_support",
     "probe",
     "skew",
     "surplus",
@@ -479,6 +483,145 @@ class HandOver:
         """How many tunnels are held, once all have come; None if they have not within ``timeout``."""
     def activate(self) -> int:
         """Serve what is held, and accept; how many tunnels."""
+
+class PacketError(RuntimeError):
+    """The kernel refuses packet mode something, or it was asked for something that cannot be; says what to do."""
+
+@final
+class PacketRows:
+    """Rows of one service: who owns each slot, and who owned it before.
+
+    ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 4 of them; ids are this
+    host's own, from 1 to 1023, and a name has the same one in all. Tables are keyed by ``secret`` as those
+    of pools are. PlanError for what contradicts itself.
+    """
+
+    def __new__(
+        cls,
+        generations: Sequence[Sequence[tuple[str, int, int]]],
+        *,
+        secret: bytes,
+        size: int = 65537,
+    ) -> PacketRows: ...
+    @property
+    def digest(self) -> str:
+        """Of owners and former owners, by name: the same for the same history, whatever the ids."""
+    @property
+    def owners_digest(self) -> str:
+        """Of the newest generation alone, as a pool's table has it: what a fleet of directors must share."""
+    @property
+    def size(self) -> int: ...
+    def row(self, slot: int) -> tuple[int, ...]:
+        """Four ids: the owner, then former ones; 0 is nobody. IndexError beyond the table."""
+    def moved(self) -> int:
+        """Slots whose owner is not that of the former generation; 0 without one."""
+
+@final
+class PacketPath:
+    """Programs and maps of one role on this host, in the calling thread's network namespace.
+
+    ``pin`` is a directory below the BPF file system (``pybalancer/NAME``), which is mounted if it is not: what
+    is pinned goes on when the process ends without ``close``. Maps that are found there with the same
+    secret and size are taken over (``adopted``). Others are replaced, while packets take the old ones until
+    ``attach``: so set backends and services first, then attach. Without ``pin`` nothing outlives the object.
+
+    PacketError from every method says what the kernel refused, and after ``close`` that it is closed.
+    """
+
+    def __new__(
+        cls,
+        role: Literal["director", "agent"],
+        *,
+        secret: bytes,
+        size: int = 65537,
+        pin: str | None = None,
+    ) -> PacketPath: ...
+    @property
+    def adopted(self) -> bool: ...
+    def attach(
+        self, interface: str, mode: Literal["auto", "native", "generic"] = "auto"
+    ) -> Literal["native", "generic"]:
+        """Handle this interface's packets; the mode that it became.
+
+        Once more to take over a program that a process before left, or after its MAC has changed.
+        """
+    def attach_probe(self, interface: str) -> None:
+        """Encapsulate what leaves by this interface with the mark 0x70620000 | id to that backend (tcx)."""
+    def detach(self, interface: str) -> None:
+        """Leave its packets alone, probes too."""
+    def interfaces(self) -> dict[str, Literal["native", "generic"]]:
+        """Those with a program that handles packets; found ones too, which ``attach`` would take over."""
+    def set_backend(
+        self,
+        id: int,
+        *,
+        address: str,
+        mac: bytes | None,
+        interface: str | None,
+        encapsulate: bool,
+        source: str | None,
+    ) -> None:
+        """The way to a backend: whole from one packet to the next; cheap if nothing changed.
+
+        ``address`` is the underlay's, which an agent also knows itself by. ``mac`` and ``interface`` are of the
+        next hop; without either, packets to it are dropped and counted. ``source`` is that of the outer
+        header (needed with ``encapsulate``): an address, or a network (``10.9.0.0/16``) whose host bits, at most
+        32, vary with the flow so that routers and cards spread.
+        """
+    def drop_backend(self, id: int) -> None:
+        """Forget it, and its counts."""
+    def backends(self) -> list[int]:
+        """Ids that are set; of the process before, too."""
+    def set_me(self, id: int) -> None:
+        """Which backend this host is. Of agents."""
+    def set_service(
+        self,
+        number: int,
+        address: str,
+        port: int,
+        protocol: Literal["tcp", "udp"],
+        rows: PacketRows,
+        *,
+        mtu: int = 1500,
+    ) -> None:
+        """A service, numbered from 0 to 255, and its rows: a packet sees the whole old or the whole new table.
+
+        ``mtu`` is that of the way to the backends: what does not fit with an outer header is dropped and
+        counted.
+        """
+    def drop_service(self, number: int) -> None:
+        """Its packets are no longer ours. Forgets its counts; fine if it is not there."""
+    def services(self) -> dict[int, tuple[str, int, Literal["tcp", "udp"]]]:
+        """Number → address, port, protocol; of the process before, too."""
+    def counters(self) -> dict[str, int]:
+        """Packets by reason since the maps were made; ``REASONS`` says what each means."""
+    def service_counters(self, number: int) -> dict[str, int]:
+        """packets, bytes, flows (SYN without ACK), errors (ICMP)."""
+    def backend_counters(self, id: int) -> dict[str, int]:
+        """packets, bytes, flows (SYN without ACK), second_hops: those that this host has sent to it."""
+    def slot(self, number: int, address: str, port: int) -> tuple[int, tuple[int, ...]]:
+        """A client's slot, and the row that the kernel has there just now."""
+    def test_run(
+        self,
+        packet: bytes,
+        *,
+        repeat: int = 1,
+        program: str | None = None,
+        interface: str | None = None,
+        mark: int = 0,
+    ) -> tuple[str, bytes, int]:
+        """Verdict, packet after it, nanoseconds per run. As if it had come by ``interface``, else ``lo``.
+
+        ``program`` is the role's own, else ``director``, ``agent``, ``probe`` or ``baseline``, which passes all.
+        Verdicts are pass, drop, tx, redirect; of ``probe`` also next.
+        """
+    REASONS: Final[dict[str, str]]
+    """Names of ``counters``, and what they mean."""
+    def close(self, *, keep: bool) -> None:
+        """Let go. With ``keep`` what is pinned goes on, else all is detached and forgotten. Idempotent."""
+
+def packet_support(interface: str | None = None) -> list[str]:
+    """What packet mode lacks on this host, each a sentence that says what to do; [] if nothing."""
 
 @final
 class probe:

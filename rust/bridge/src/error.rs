@@ -21,6 +21,13 @@ create_exception!(
     "The engine cannot do this: it is closed, or it was made before a ``fork`` in another process."
 );
 
+create_exception!(
+    pybalancer._core,
+    PacketError,
+    PyRuntimeError,
+    "The kernel refuses packet mode something, or it was asked for something that cannot be; says what to do."
+);
+
 /// A `PlanError` that says so.
 pub fn plan_error(message: impl Into<String>) -> PyErr {
     PlanError::new_err(message.into())
@@ -42,6 +49,11 @@ pub fn apply_error(error: &ApplyError) -> PyErr {
         ApplyError::TooMany => plan_error(error.to_string()),
         ApplyError::Closed | ApplyError::Stuck => EngineError::new_err(error.to_string()),
     }
+}
+
+/// Why packet mode cannot do it.
+pub fn packet_error(error: impl ToString) -> PyErr {
+    PacketError::new_err(error.to_string())
 }
 
 /// A span of time from Python's seconds.

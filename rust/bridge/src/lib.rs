@@ -11,6 +11,7 @@ mod drains;
 mod engine;
 mod error;
 mod handover;
+mod packet;
 mod plan;
 mod probe;
 mod web;
@@ -24,9 +25,11 @@ mod _core {
     #[pymodule_export]
     use crate::engine::{Engine, Event};
     #[pymodule_export]
-    use crate::error::{EngineError, PlanError};
+    use crate::error::{EngineError, PacketError, PlanError};
     #[pymodule_export]
     use crate::handover::{HandOver, Lent};
+    #[pymodule_export]
+    use crate::packet::{PacketPath, PacketRows, packet_support};
     #[pymodule_export]
     use crate::plan::{BackendSpec, Choice, ListenerSpec, Plan, PoolSpec};
     #[pymodule_export]

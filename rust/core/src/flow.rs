@@ -52,6 +52,11 @@ impl FlowHasher {
         ])
     }
 
+    /// The state after the key, before any byte: what the packet programs start from.
+    pub const fn state(&self) -> [u64; 4] {
+        self.0
+    }
+
     /// Of an address and port: 4 or 16 bytes of address, 2 of port, as they are on the wire.
     #[inline]
     pub fn source(&self, source: SocketAddr) -> u64 {

@@ -22,6 +22,7 @@ pub mod rate;
 pub mod reattach;
 pub mod record;
 pub mod route;
+pub mod rows;
 pub mod shed;
 pub mod time;
 pub mod timers;

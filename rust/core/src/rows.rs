@@ -1,0 +1,288 @@
+//! Rows of packet mode: who owns a slot, and who owned it before.
+//!
+//! A packet that finds no socket at the owner goes on to the former owners, one after the other. Which
+//! those are follows from **generations**: the sets of backends of before, newest first. Every host
+//! keeps its own history, so rows of two hosts may differ in whom they name after the owner; that
+//! chains lead to the right host all the same is shown in docs/architecture.md.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::hash::Hasher;
+
+use siphasher::sip128::{Hasher128, SipHasher24};
+
+use crate::flow::Secret;
+use crate::maglev::{Table, TableError};
+
+/// Entries of a row: the owner and up to three former ones.
+pub const WIDTH: usize = 4;
+/// Generations that rows are made of.
+pub const MAX_GENERATIONS: usize = WIDTH;
+/// Ids are from 1 to this; 0 is nobody.
+pub const MAX_ID: u16 = 1023;
+
+/// Name, weight, id.
+pub type Member<'a> = (&'a str, u32, u16);
+
+/// Why there are no rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowsError {
+    /// None at all, or more than [`MAX_GENERATIONS`].
+    Generations(usize),
+    /// Not from 1 to [`MAX_ID`].
+    Id(u16),
+    /// A name with two ids, or an id with two names.
+    Identity(String),
+    /// A table cannot be built.
+    Table(TableError),
+}
+
+impl fmt::Display for RowsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RowsError::Generations(count) => {
+                write!(
+                    f,
+                    "rows are made of 1 to {MAX_GENERATIONS} generations, not {count}"
+                )
+            }
+            RowsError::Id(id) => write!(f, "ids of backends are from 1 to {MAX_ID}, not {id}"),
+            RowsError::Identity(name) => write!(
+                f,
+                "backend {name:?} has two ids, or shares its id with another backend"
+            ),
+            RowsError::Table(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for RowsError {}
+
+/// The rows of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    rows: Vec<[u16; WIDTH]>,
+    moved: u32,
+    digest: u128,
+    owners: u128,
+}
+
+impl Rows {
+    /// Of generations, newest first. Weight 0 owns nothing.
+    ///
+    /// A row names each backend once. Its first entry is the newest generation's owner; 0 if there is
+    /// none, and then only the others follow: nobody takes new flows, somebody may have old ones.
+    pub fn build(
+        secret: &Secret,
+        generations: &[&[Member<'_>]],
+        size: u32,
+    ) -> Result<Rows, RowsError> {
+        if generations.is_empty() || generations.len() > MAX_GENERATIONS {
+            return Err(RowsError::Generations(generations.len()));
+        }
+        check_identities(generations)?;
+        let tables = generations
+            .iter()
+            .map(|members| {
+                let named: Vec<(&str, u32)> = members
+                    .iter()
+                    .map(|(name, weight, _)| (*name, *weight))
+                    .collect();
+                Table::build(secret, &named, size).map_err(RowsError::Table)
+            })
+            .collect::<Result<Vec<Table>, RowsError>>()?;
+        let mut rows = alloc::vec![[0_u16; WIDTH]; size as usize];
+        for (number, (members, table)) in generations.iter().zip(&tables).enumerate() {
+            let ids: Vec<u16> = members.iter().map(|(_, _, id)| *id).collect();
+            for (row, index) in rows.iter_mut().zip(table.slots()) {
+                let id = ids.get(usize::from(*index)).copied().unwrap_or(0);
+                if number == 0 {
+                    let [first, ..] = row;
+                    *first = id;
+                } else if !row.contains(&id) {
+                    // There is room: a generation adds at most one, and the first place is the newest's.
+                    if let Some(place) = row.iter_mut().skip(1).find(|place| **place == 0) {
+                        *place = id;
+                    }
+                }
+            }
+        }
+        let moved = match (generations, tables.as_slice()) {
+            ([new, old, ..], [newest, former, ..]) => moved(new, newest, old, former),
+            _ => 0,
+        };
+        let owners = tables.first().map_or(0, Table::digest);
+        Ok(Rows {
+            rows,
+            moved,
+            digest: digest(&tables),
+            owners,
+        })
+    }
+
+    /// One for each slot.
+    pub fn rows(&self) -> &[[u16; WIDTH]] {
+        &self.rows
+    }
+
+    /// Slots whose owner is not that of the former generation.
+    pub fn moved(&self) -> u32 {
+        self.moved
+    }
+
+    /// A fingerprint of all generations: equal on hosts with equal rows. Knows names, not ids.
+    pub fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// A fingerprint of the newest generation, that of its [`Table`]: equal where new flows go to
+    /// the same backends, whatever the hosts have seen before.
+    pub fn owners(&self) -> u128 {
+        self.owners
+    }
+}
+
+fn check_identities(generations: &[&[Member<'_>]]) -> Result<(), RowsError> {
+    let mut ids: BTreeMap<&str, u16> = BTreeMap::new();
+    let mut names: BTreeMap<u16, &str> = BTreeMap::new();
+    for (name, _, id) in generations.iter().copied().flatten() {
+        if *id == 0 || *id > MAX_ID {
+            return Err(RowsError::Id(*id));
+        }
+        if ids.insert(name, *id).is_some_and(|other| other != *id)
+            || names.insert(*id, name).is_some_and(|other| other != *name)
+        {
+            return Err(RowsError::Identity(name.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn moved(new: &[Member<'_>], newest: &Table, old: &[Member<'_>], former: &Table) -> u32 {
+    let id = |members: &[Member<'_>], table: &Table, slot: usize| {
+        let index = table.slots().get(slot)?;
+        members.get(usize::from(*index)).map(|(_, _, id)| *id)
+    };
+    let differs = |slot: &usize| id(new, newest, *slot) != id(old, former, *slot);
+    (0..newest.size() as usize).filter(differs).count() as u32
+}
+
+fn digest(tables: &[Table]) -> u128 {
+    let mut hasher = SipHasher24::new_with_key(b"pybalancer  rows");
+    for table in tables {
+        hasher.write(&table.digest().to_le_bytes());
+    }
+    hasher.finish128().as_u128()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+
+    const SIZE: u32 = 1021;
+
+    fn secret() -> Secret {
+        Secret::from_bytes([3; 16])
+    }
+
+    fn set<'a>(names: &'a [String], members: &[(usize, u32)]) -> Vec<Member<'a>> {
+        members
+            .iter()
+            .map(|(index, weight)| (names[*index].as_str(), *weight, *index as u16 + 1))
+            .collect()
+    }
+
+    fn names() -> Vec<String> {
+        (0..12).map(|number| format!("app-{number}")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn rows_name_owners_newest_first_and_once(
+            sets in prop::collection::vec(prop::collection::btree_map(0..12_usize, 0..4_u32, 0..10), 1..5)
+        ) {
+            let names = names();
+            let generations: Vec<Vec<Member>> = sets
+                .iter()
+                .map(|members| set(&names, &members.iter().map(|(i, w)| (*i, *w)).collect::<Vec<_>>()))
+                .collect();
+            let borrowed: Vec<&[Member]> = generations.iter().map(Vec::as_slice).collect();
+            let rows = Rows::build(&secret(), &borrowed, SIZE).unwrap();
+            let owners: Vec<Vec<u16>> = generations
+                .iter()
+                .map(|members| {
+                    let named: Vec<(&str, u32)> = members.iter().map(|(n, w, _)| (*n, *w)).collect();
+                    let table = Table::build(&secret(), &named, SIZE).unwrap();
+                    table.slots().iter().map(|index| members[usize::from(*index)].2).collect()
+                })
+                .collect();
+            for (slot, row) in rows.rows().iter().enumerate() {
+                let mut expected = std::vec![owners[0].get(slot).copied().unwrap_or(0)];
+                for generation in &owners[1..] {
+                    if let Some(id) = generation.get(slot).filter(|id| !expected.contains(id)) {
+                        expected.push(*id);
+                    }
+                }
+                expected.resize(WIDTH, 0);
+                prop_assert_eq!(row.as_slice(), expected.as_slice());
+            }
+        }
+    }
+
+    #[test]
+    fn what_moved_is_what_has_another_owner() {
+        let names = names();
+        let (new, old) = (
+            set(&names, &[(0, 1), (1, 1)]),
+            set(&names, &[(0, 1), (1, 1), (2, 1)]),
+        );
+        let rows = Rows::build(&secret(), &[&new, &old], SIZE).unwrap();
+        let with_former = rows.rows().iter().filter(|row| row[1] != 0).count();
+        assert_eq!(rows.moved() as usize, with_former);
+        assert!(rows.moved() >= SIZE / 3);
+        assert_eq!(Rows::build(&secret(), &[&new], SIZE).unwrap().moved(), 0);
+        assert_eq!(
+            Rows::build(&secret(), &[&new, &[]], SIZE).unwrap().moved(),
+            SIZE
+        );
+    }
+
+    #[test]
+    fn digests_know_history_and_owners_do_not() {
+        let names = names();
+        let (one, two) = (set(&names, &[(0, 1), (1, 1)]), set(&names, &[(0, 1)]));
+        let build = |generations: &[&[Member]]| Rows::build(&secret(), generations, SIZE).unwrap();
+        let (fresh, grown) = (build(&[&one]), build(&[&one, &two]));
+        assert_eq!(fresh.owners(), grown.owners());
+        assert_ne!(fresh.digest(), grown.digest());
+        // The ids are each host's own.
+        let other: Vec<Member> = one.iter().map(|(n, w, id)| (*n, *w, id + 100)).collect();
+        assert_eq!(build(&[&other]).digest(), fresh.digest());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let build =
+            |generations: &[&[Member]]| Rows::build(&secret(), generations, SIZE).unwrap_err();
+        assert_eq!(build(&[]), RowsError::Generations(0));
+        assert_eq!(build(&[&[], &[], &[], &[], &[]]), RowsError::Generations(5));
+        assert_eq!(build(&[&[("a", 1, 0)]]), RowsError::Id(0));
+        assert_eq!(build(&[&[("a", 1, 1024)]]), RowsError::Id(1024));
+        assert_eq!(
+            build(&[&[("a", 1, 1)], &[("a", 1, 2)]]),
+            RowsError::Identity("a".into())
+        );
+        assert_eq!(
+            build(&[&[("a", 1, 1)], &[("b", 1, 1)]]),
+            RowsError::Identity("b".into())
+        );
+        assert_eq!(
+            build(&[&[("a", 1, 1), ("a", 1, 1)]]),
+            RowsError::Table(TableError::DuplicateName)
+        );
+    }
+}

@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//
+// The packet room in the kernel: three programs that share their maps.
+//
+//   director  XDP at a balancer: what comes for a service goes on to the backend that the table names.
+//   agent     XDP at a backend: takes the outer header off; what no socket here wants goes on to the
+//             backend that had the flow before (the second hop).
+//   probe     tcx egress at a balancer: health checks, told by their mark, take the way of packets.
+//
+// None keeps state: what becomes of a packet follows from the packet and the maps. The rules for what is
+// odd (fragments, options, lengths, ICMP) are in docs/architecture.md, "The way of a packet", and once more
+// in tests/model/packet.py. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d.
+//
+// Offered under the GPL too because the kernel lends bpf_tcp_check_syncookie to such programs only.
+//
+// Compiled by `make bpf`; the object is committed beside this file. Maps are made by src/loader.rs, which
+// finds them by these names; the structs are src/layout.rs, and "layout" below lets it compare.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define SECTION(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
+#define NET16(x) ((u16)__builtin_bswap16((u16)(x)))
+#define NET32(x) ((u32)__builtin_bswap32((u32)(x)))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+// The compiler must use this very pointer: the verifier does not see that another way to compute it gives the
+// same, and forgets what was checked.
+#define PIN(pointer) __asm__ volatile("" : "+r"(pointer))
+
+// What the kernel gives (linux/bpf.h). Numbers of helpers are ABI.
+struct xdp_md { u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex; };
+struct __sk_buff { u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto,
+    priority, ingress_ifindex, ifindex; };
+struct bpf_sock { u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4], src_port;
+    u16 dst_port, pad; u32 dst_ip4, dst_ip6[4], state; };
+static void *(*map_lookup)(void *map, const void *key) = (void *)1;
+static long (*skb_store_bytes)(struct __sk_buff *, u32 at, const void *from, u32 length, u64 flags) = (void *)9;
+static long (*redirect)(u32 interface, u64 flags) = (void *)23;
+static long (*xdp_adjust_head)(struct xdp_md *, int delta) = (void *)44;
+static long (*skb_adjust_room)(struct __sk_buff *, int length, u32 mode, u64 flags) = (void *)50;
+static long (*sk_release)(void *socket) = (void *)86;
+static struct bpf_sock *(*skc_lookup_tcp)(void *, void *tuple, u32 size, u64 netns, u64 flags) = (void *)99;
+static long (*tcp_check_syncookie)(void *socket, void *ip, u32, void *tcp, u32) = (void *)100;
+enum { XDP_DROP = 1, XDP_PASS = 2, XDP_TX = 3, TCX_NEXT = -1, TCX_DROP = 2, TCP_LISTEN = 10 };
+enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
+
+// Maps and what is in them.
+extern u64 settings, interfaces, services, tables, backends, counters, of_services, of_backends;
+
+struct settings { u64 key[4]; u32 size, me; };          // SipHash's state after the key; slots; an agent's id
+struct interface { u8 mac[6]; u16 zero; };
+struct service_key { u8 address[16]; u16 port; u8 protocol, zero; };    // port and protocol 0: the address
+struct service { u32 number, mtu; };
+enum { KNOWN = 1, ENCAPSULATE = 2, OUTER_V6 = 4 };
+struct hop {
+    u8 mac[6], from[6];             // of the next hop, and of the interface towards it
+    u32 interface, flags;
+    u32 address[4], source[4];      // outer header
+    u32 spread, zero;               // bits of the outer source's last word that vary with the flow
+};
+struct backend { u32 live, zero; struct hop hops[2]; };  // the two take turns; one store of `live` swaps them
+struct backend_count { u64 packets, bytes, flows, second_hops; };
+struct service_count { u64 packets, bytes, flows, errors; };
+
+// The order is that of REASONS in src/layout.rs.
+enum reason {
+    FORWARDED, FORWARDED_ERROR, SECOND_HOP, DELIVERED, DELIVERED_UDP, DELIVERED_UNCLAIMED, NOT_OURS,
+    FRAGMENT, EXTENSION, MALFORMED, NO_BACKEND, UNRESOLVED, TOO_BIG, HOPS, ROOM, REASONS,
+};
+
+SECTION(".layout") const u32 layout[] = {
+    sizeof(struct settings), sizeof(struct interface), sizeof(struct service_key), sizeof(struct service),
+    sizeof(struct backend), sizeof(struct service_count), sizeof(struct backend_count), REASONS,
+};
+#ifdef SOURCE
+SECTION(".source") const char source[] = SOURCE;          // SHA-256 of this file
+#endif
+
+// Headers.
+struct ethernet { u8 to[6], from[6]; u16 type; };
+struct ipv4 { u8 head, tos; u16 length, id, fragment; u8 ttl, protocol; u16 checksum; u32 source, destination; };
+struct ipv6 { u32 flow; u16 length; u8 next, hops; u32 source[4], destination[4]; };
+enum { IPV4 = 0x0008, IPV6 = 0xdd86, VLAN = 0x0081, QINQ = 0xa888 };     // as they lie in memory
+enum { ICMP = 1, IPIP = 4, TCP = 6, UDP = 17, IP6 = 41, FRAGMENTED = 44, ICMP6 = 58 };
+
+// What is known of a packet.
+struct flow {
+    struct service_key key;
+    u64 client[2];
+    u16 port;
+    u8 v6, opening, error, hops, tcp;
+    u8 to[6];                       // our own MAC, as the packet named it
+    u32 ip, length, bytes;          // offset of the IP header that counts, its packet's length, the frame's
+};
+
+INLINE void count(u32 reason) {
+    u64 *counter = map_lookup(&counters, &reason);
+    if (counter) *counter += 1;
+}
+
+INLINE u64 rotated(u64 word, int bits) { return word << bits | word >> (64 - bits); }
+
+#define ROUND                                                                                        \
+    do {                                                                                             \
+        a += b; b = rotated(b, 13) ^ a; a = rotated(a, 32); c += d; d = rotated(d, 16) ^ c;          \
+        a += d; d = rotated(d, 21) ^ a; c += b; b = rotated(b, 17) ^ c; c = rotated(c, 32);          \
+    } while (0)
+#define BLOCK(word) do { u64 block = (word); d ^= block; ROUND; a ^= block; } while (0)
+
+// SipHash-1-3 of the client's address and port, the bytes of rust/core/src/flow.rs.
+INLINE u64 hash(const struct settings *set, const struct flow *flow) {
+    u64 a = set->key[0], b = set->key[1], c = set->key[2], d = set->key[3];
+    u64 port = flow->port;
+    if (flow->client[0] == 0 && (u32)flow->client[1] == 0xffff0000) {
+        BLOCK(flow->client[1] >> 32 | port << 32 | 6ULL << 56);
+    } else {
+        BLOCK(flow->client[0]);
+        BLOCK(flow->client[1]);
+        BLOCK(port | 18ULL << 56);
+    }
+    c ^= 0xff;
+    ROUND; ROUND; ROUND;
+    return a ^ b ^ c ^ d;
+}
+
+INLINE void set_v4(void *address, u32 from) {
+    u32 *to = address;
+    to[0] = 0; to[1] = 0; to[2] = 0xffff0000; to[3] = from;
+}
+
+INLINE void set_v6(void *address, const u32 *from) {
+    u32 *to = address;
+    to[0] = from[0]; to[1] = from[1]; to[2] = from[2]; to[3] = from[3];
+}
+
+// A packet that cannot be read is our business if it is for an address of ours; the reason says so.
+INLINE int if_ours(const struct flow *flow, int reason) {
+    struct service_key key = flow->key;
+    key.port = 0; key.protocol = 0;
+    return map_lookup(&services, &key) ? reason : NOT_OURS;
+}
+
+// An ICMP error belongs to the flow of the packet in it, of which 8 bytes behind the IP header are certain.
+INLINE int read_error(u8 *end, u8 *inner, u32 length, int v6, struct flow *flow) {
+    u8 *ports;
+    PIN(inner);
+    if (v6) {
+        struct ipv6 *ip = (void *)inner;
+        if (length < 48 || (u8 *)(ip + 1) > end) return if_ours(flow, MALFORMED);
+        if (ip->next == FRAGMENTED) return if_ours(flow, FRAGMENT);
+        u32 *ours = (void *)flow->key.address;
+        if (ip->source[0] != ours[0] || ip->source[1] != ours[1] || ip->source[2] != ours[2] ||
+            ip->source[3] != ours[3]) return NOT_OURS;
+        flow->key.protocol = ip->next;
+        set_v6(flow->client, ip->destination);
+        ports = inner + 40;
+    } else {
+        struct ipv4 *ip = (void *)inner;
+        if (length < 28 || (u8 *)(ip + 1) > end) return if_ours(flow, MALFORMED);
+        u32 head = (ip->head & 15) * 4;
+        if (ip->head >> 4 != 4 || head < 20 || length < head + 8) return if_ours(flow, MALFORMED);
+        if (ip->fragment & NET16(0x1fff)) return if_ours(flow, FRAGMENT);
+        if (ip->source != ((u32 *)flow->key.address)[3]) return NOT_OURS;
+        flow->key.protocol = ip->protocol;
+        set_v4(flow->client, ip->destination);
+        ports = inner + head;
+    }
+    if (flow->key.protocol != TCP && flow->key.protocol != UDP) return NOT_OURS;
+    PIN(ports);
+    if (ports + 8 > end) return if_ours(flow, MALFORMED);
+    flow->key.port = *(u16 *)ports;
+    flow->port = *(u16 *)(ports + 2);
+    flow->tcp = flow->key.protocol == TCP;
+    flow->error = 1;
+    return FORWARDED;
+}
+
+// Behind the IP header: whose flow it is. `rest` is what the IP header says there is.
+INLINE int read_transport(u8 *end, u8 *at, u32 rest, u8 protocol, struct flow *flow) {
+    PIN(at);
+    if (rest < 8 || at + 8 > end) return if_ours(flow, MALFORMED);
+    if (protocol == TCP) {
+        if (rest < 20 || at + 20 > end) return if_ours(flow, MALFORMED);
+        flow->tcp = 1;
+        flow->opening = (at[13] & 0x12) == 0x02;
+    } else if (protocol == ICMP) {
+        if (at[0] != 3 && at[0] != 11 && at[0] != 12) return NOT_OURS;
+        return read_error(end, at + 8, rest - 8, 0, flow);
+    } else if (protocol == ICMP6) {
+        if (at[0] < 1 || at[0] > 4) return NOT_OURS;
+        return read_error(end, at + 8, rest - 8, 1, flow);
+    }
+    flow->port = *(u16 *)at;
+    flow->key.port = *(u16 *)(at + 2);
+    flow->key.protocol = protocol;
+    return FORWARDED;
+}
+
+INLINE int read_v4(u8 *data, u8 *end, u32 at, struct flow *flow) {
+    struct ipv4 *ip = (void *)(data + at);
+    if ((u8 *)(ip + 1) > end) return NOT_OURS;
+    u32 head = (ip->head & 15) * 4, length = NET16(ip->length);
+    if (ip->head >> 4 != 4 || head < 20) return NOT_OURS;
+    if (ip->protocol != TCP && ip->protocol != UDP && ip->protocol != ICMP) return NOT_OURS;
+    set_v4(flow->key.address, ip->destination);
+    set_v4(flow->client, ip->source);
+    flow->ip = at;
+    flow->length = length;
+    flow->v6 = 0;
+    if (ip->fragment & NET16(0x3fff)) return if_ours(flow, FRAGMENT);
+    if (length < head || data + at + length > end) return if_ours(flow, MALFORMED);
+    return read_transport(end, data + at + head, length - head, ip->protocol, flow);
+}
+
+INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
+    struct ipv6 *ip = (void *)(data + at);
+    if ((u8 *)(ip + 1) > end || (ip->flow & 0xf0) != 0x60) return NOT_OURS;
+    u32 rest = NET16(ip->length);
+    set_v6(flow->key.address, ip->destination);
+    set_v6(flow->client, ip->source);
+    flow->ip = at;
+    flow->length = rest + 40;
+    flow->v6 = 1;
+    switch (ip->next) {
+    case TCP: case UDP: case ICMP6: break;
+    case FRAGMENTED: return if_ours(flow, FRAGMENT);
+    case 0: case 43: case 51: case 60: return if_ours(flow, EXTENSION);
+    default: return NOT_OURS;
+    }
+    if (data + at + 40 + rest > end) return if_ours(flow, MALFORMED);
+    return read_transport(end, data + at + 40, rest, ip->next, flow);
+}
+
+// Ethernet with up to two tags, to one of our own MACs: offset of the IP header, or 0. XDP runs before the
+// kernel's MAC filter, so a frame that a switch has flooded would otherwise be forwarded twice.
+INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struct flow *flow) {
+    struct ethernet *frame = (void *)data;
+    if ((u8 *)(frame + 1) > end) return 0;
+    u32 index = ctx->ingress_ifindex;
+    struct interface *ours = map_lookup(&interfaces, &index);
+    if (!ours || *(u32 *)frame->to != *(u32 *)ours->mac || *(u16 *)(frame->to + 4) != *(u16 *)(ours->mac + 4))
+        return 0;
+    __builtin_memcpy(flow->to, frame->to, 6);
+    // Another balancer of ours says in its source address how far the packet has come, see mark_hops().
+    if (frame->from[0] == 0x02 && frame->from[1] == 0x70 && (frame->from[2] & 0xf0) == 0x60)
+        flow->hops = frame->from[2] & 0x0f;
+    flow->bytes = end - data;
+    *type = frame->type;
+    u32 at = 14;
+    for (int tags = 0; tags < 2; tags++) {
+        if (*type != VLAN && *type != QINQ) break;
+        if (data + at + 4 > end) return 0;
+        *type = *(u16 *)(data + at + 2);
+        at += 4;
+    }
+    return at;
+}
+
+// The row of a flow: four backend ids, the owner first. One load, so it is of one table.
+INLINE u64 row(u32 number, u64 hashed, u32 size) {
+    void *table = map_lookup(&tables, &number);
+    if (!table) return 0;
+    u32 slot = (hashed >> 32) * size >> 32;
+    u64 *entry = map_lookup(table, &slot);
+    return entry ? *entry : 0;
+}
+
+INLINE u16 sum_v4(struct ipv4 *ip) {
+    u32 sum = 0;
+    u16 *word = (void *)ip;
+    for (int i = 0; i < 10; i++) sum += word[i];
+    sum = (sum & 0xffff) + (sum >> 16);
+    return ~(sum + (sum >> 16));
+}
+
+// The outer header. It has the hop count where routers leave it alone: in the identification, which
+// means nothing in a packet that must not be fragmented (RFC 6864), or in the flow label's end.
+INLINE void outer_v4(struct ipv4 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
+    ip->head = 0x45; ip->tos = 0;
+    ip->length = NET16(length + 20);
+    ip->id = NET16(0x7060 | hops);
+    ip->fragment = NET16(0x4000);
+    ip->ttl = 64;
+    ip->protocol = v6 ? IP6 : IPIP;
+    ip->checksum = 0;
+    ip->source = hop->source[3] | (hashed & hop->spread);
+    ip->destination = hop->address[3];
+    ip->checksum = sum_v4(ip);
+}
+
+INLINE void outer_v6(struct ipv6 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
+    ip->flow = NET32(0x60000000 | (hashed & 0xffff) << 4 | hops);
+    ip->length = NET16(length);
+    ip->next = v6 ? IP6 : IPIP;
+    ip->hops = 64;
+    set_v6(ip->source, hop->source);
+    ip->source[3] |= hashed & hop->spread;
+    set_v6(ip->destination, hop->address);
+}
+
+// Without an outer header the source MAC has the count: 02:70:6h and the end of our own.
+INLINE void mark_hops(u8 *from, u32 hops) {
+    if (!hops) return;
+    from[0] = 0x02; from[1] = 0x70; from[2] = 0x60 | hops;
+}
+
+// Take off what is before the IP header that counts, but an Ethernet header.
+INLINE long strip(struct xdp_md *ctx, struct flow *flow) {
+    u8 from[6];
+    u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    if (data + 14 > end) return -1;
+    __builtin_memcpy(from, data + 6, 6);
+    if (xdp_adjust_head(ctx, (int)(flow->ip & 127) - 14)) return -1;
+    data = (void *)(long)ctx->data; end = (void *)(long)ctx->data_end;
+    if (data + 14 > end) return -1;
+    struct ethernet *frame = (void *)data;
+    __builtin_memcpy(frame->to, flow->to, 6);
+    __builtin_memcpy(frame->from, from, 6);
+    frame->type = flow->v6 ? IPV6 : IPV4;
+    flow->ip = 14;
+    return 0;
+}
+
+// Send it to a backend. An outer header replaces all that is before the IP header, tags too; without
+// one the tags stay, for the backend is in the same network.
+INLINE int forward(struct xdp_md *ctx, struct flow *flow, u32 id, u32 mtu, u32 hashed, u32 hops, u32 wrapped) {
+    struct backend *backend = map_lookup(&backends, &id);
+    if (!backend) return -NO_BACKEND;
+    struct hop *hop = &backend->hops[backend->live & 1];
+    if (!(hop->flags & KNOWN)) return -NO_BACKEND;
+    if (!hop->interface) return -UNRESOLVED;
+    if (hop->flags & ENCAPSULATE) {
+        int v6 = hop->flags & OUTER_V6;
+        u32 outer = v6 ? 40 : 20;
+        if (flow->length + outer > mtu) return -TOO_BIG;
+        if (xdp_adjust_head(ctx, (int)(flow->ip & 127) - 14 - (int)outer)) return -ROOM;
+    } else if (wrapped && strip(ctx, flow)) {
+        return -ROOM;
+    }
+    u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct ethernet *frame = (void *)data;
+    if ((u8 *)(frame + 1) > end) return -ROOM;
+    __builtin_memcpy(frame->to, hop->mac, 6);
+    __builtin_memcpy(frame->from, hop->from, 6);
+    if (hop->flags & ENCAPSULATE) {
+        if (hop->flags & OUTER_V6) {
+            frame->type = IPV6;
+            if (data + 14 + 40 > end) return -ROOM;
+            outer_v6((void *)(data + 14), hop, flow->length, flow->v6, hashed, hops);
+        } else {
+            frame->type = IPV4;
+            if (data + 14 + 20 > end) return -ROOM;
+            outer_v4((void *)(data + 14), hop, flow->length, flow->v6, hashed, hops);
+        }
+    } else {
+        mark_hops(frame->from, hops);
+    }
+    struct backend_count *counted = map_lookup(&of_backends, &id);
+    if (counted) {
+        counted->packets += 1;
+        counted->bytes += flow->bytes;
+        counted->flows += flow->opening;
+        counted->second_hops += hops > 0;
+    }
+    return hop->interface == ctx->ingress_ifindex ? XDP_TX : (int)redirect(hop->interface, 0);
+}
+
+INLINE void count_service(u32 number, const struct flow *flow) {
+    struct service_count *counted = map_lookup(&of_services, &number);
+    if (!counted) return;
+    counted->packets += 1;
+    counted->bytes += flow->bytes;
+    counted->flows += flow->opening;
+    counted->errors += flow->error;
+}
+
+SECTION("xdp/director") int director(struct xdp_md *ctx) {
+    u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct flow flow = {};
+    u16 type;
+    u32 zero = 0, at = read_ethernet(ctx, data, end, &type, &flow);
+    int reason = NOT_OURS;
+    if (at && type == IPV4) reason = read_v4(data, end, at, &flow);
+    else if (at && type == IPV6) reason = read_v6(data, end, at, &flow);
+    if (reason != FORWARDED) {
+        count(reason);
+        return reason == NOT_OURS ? XDP_PASS : XDP_DROP;
+    }
+    struct settings *set = map_lookup(&settings, &zero);
+    struct service *service = map_lookup(&services, &flow.key);
+    if (!set || !service) {
+        count(NOT_OURS);
+        return XDP_PASS;
+    }
+    count_service(service->number, &flow);
+    u64 hashed = hash(set, &flow), entry = row(service->number, hashed, set->size);
+    u32 id = entry & 0xffff;
+    // Nobody takes new flows, perhaps, but somebody may have old ones.
+    if (!id && !flow.opening) id = entry >> 16 & 0xffff;
+    int verdict = id ? forward(ctx, &flow, id, service->mtu, hashed, 0, 0) : -NO_BACKEND;
+    if (verdict < 0) {
+        count(-verdict);
+        return XDP_DROP;
+    }
+    count(flow.error ? FORWARDED_ERROR : FORWARDED);
+    return verdict;
+}
+
+// Whether this host knows the connection: a socket that does not listen, or an acknowledgement of a
+// cookie that a listener has given out instead of keeping state.
+INLINE int known(struct xdp_md *ctx, struct flow *flow) {
+    u32 tuple[9];
+    u32 size, ports = flow->port | (u32)flow->key.port << 16;
+    if (flow->v6) {
+        set_v6(tuple, (u32 *)flow->client);
+        set_v6(tuple + 4, (u32 *)flow->key.address);
+        tuple[8] = ports;
+        size = 36;
+    } else {
+        tuple[0] = flow->client[1] >> 32;
+        tuple[1] = ((u32 *)flow->key.address)[3];
+        tuple[2] = ports;
+        size = 12;
+    }
+    struct bpf_sock *socket = size == 36 ? skc_lookup_tcp(ctx, tuple, 36, -1, 0) : skc_lookup_tcp(ctx, tuple, 12, -1, 0);
+    if (!socket) return 0;
+    int found = socket->state != TCP_LISTEN;
+    if (!found && !flow->error) {
+        u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+        u8 *ip = data + (flow->ip & 127);
+        if (flow->v6) {
+            if (ip + 60 <= end) found = tcp_check_syncookie(socket, ip, 40, ip + 40, 20) == 0;
+        } else if (ip + 20 <= end) {
+            u8 *tcp = ip + (ip[0] & 15) * 4;
+            if (tcp + 20 <= end) found = tcp_check_syncookie(socket, ip, 20, tcp, 20) == 0;
+        }
+    }
+    sk_release(socket);
+    return found;
+}
+
+// Who is next behind `me` in a row; its first if I am not in it, 0 if nobody.
+INLINE u32 next_of(u64 entry, u32 me) {
+    u32 a = entry & 0xffff, b = entry >> 16 & 0xffff, c = entry >> 32 & 0xffff, d = entry >> 48;
+    if (a == me) return b;
+    if (b == me) return c;
+    if (c == me) return d;
+    if (d == me) return 0;
+    return a ? a : b;
+}
+
+// To the stack, without what the director has put around it.
+INLINE int deliver(struct xdp_md *ctx, struct flow *flow, u32 wrapped, int reason) {
+    if (wrapped && strip(ctx, flow)) {
+        count(ROOM);
+        return XDP_DROP;
+    }
+    count(reason);
+    return XDP_PASS;
+}
+
+SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
+    u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct flow flow = {};
+    u16 type;
+    u32 zero = 0, wrapped = 0, at = read_ethernet(ctx, data, end, &type, &flow);
+    struct settings *set = map_lookup(&settings, &zero);
+    if (!at || !set) goto not_ours;
+    u32 me = set->me;
+    // An outer header to this host's own address.
+    if (type == IPV4) {
+        struct ipv4 *ip = (void *)(data + at);
+        if ((u8 *)(ip + 1) > end) goto not_ours;
+        if (ip->head == 0x45 && (ip->protocol == IPIP || ip->protocol == IP6)) {
+            struct backend *mine = map_lookup(&backends, &me);
+            if (!mine || ip->fragment & NET16(0x3fff)) goto not_ours;
+            struct hop *hop = &mine->hops[mine->live & 1];
+            if (hop->flags & OUTER_V6 || hop->address[3] != ip->destination) goto not_ours;
+            u16 id = NET16(ip->id);
+            flow.hops = (id & 0xfff0) == 0x7060 ? id & 15 : 0;
+            type = ip->protocol == IPIP ? IPV4 : IPV6;
+            wrapped = 20;
+        }
+    } else if (type == IPV6) {
+        struct ipv6 *ip = (void *)(data + at);
+        if ((u8 *)(ip + 1) > end) goto not_ours;
+        if (ip->next == IPIP || ip->next == IP6) {
+            struct backend *mine = map_lookup(&backends, &me);
+            if (!mine) goto not_ours;
+            struct hop *hop = &mine->hops[mine->live & 1];
+            if (!(hop->flags & OUTER_V6) || hop->address[0] != ip->destination[0] ||
+                hop->address[1] != ip->destination[1] || hop->address[2] != ip->destination[2] ||
+                hop->address[3] != ip->destination[3]) goto not_ours;
+            flow.hops = NET32(ip->flow) & 15;
+            type = ip->next == IPIP ? IPV4 : IPV6;
+            wrapped = 40;
+        }
+    }
+    int reason = NOT_OURS;
+    if (type == IPV4) reason = read_v4(data, end, at + wrapped, &flow);
+    else if (type == IPV6) reason = read_v6(data, end, at + wrapped, &flow);
+    // What the director would not have sent is the stack's, as if there were no agent.
+    if (reason != FORWARDED) goto not_ours;
+    struct service *service = map_lookup(&services, &flow.key);
+    if (!service) goto not_ours;
+    count_service(service->number, &flow);
+    if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
+    if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
+    u64 hashed = hash(set, &flow);
+    u32 next = next_of(row(service->number, hashed, set->size), me);
+    if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
+    if (flow.hops >= 3) return deliver(ctx, &flow, wrapped, HOPS);
+    int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);
+    if (verdict < 0) {
+        count(-verdict);
+        return XDP_DROP;
+    }
+    count(SECOND_HOP);
+    return verdict;
+not_ours:
+    count(NOT_OURS);
+    return XDP_PASS;
+}
+
+// Marked by the prober: 0x7062 and the backend's id. Goes to the service's address at that backend.
+SECTION("tc/probe") int probe(struct __sk_buff *skb) {
+    if (LIKELY(skb->mark >> 16 != 0x7062)) return TCX_NEXT;
+    u32 id = skb->mark & 0xffff;
+    struct backend *backend = map_lookup(&backends, &id);
+    if (!backend) return TCX_NEXT;
+    struct hop *hop = &backend->hops[backend->live & 1];
+    if (!(hop->flags & ENCAPSULATE)) return TCX_NEXT;
+    if (!hop->interface) return TCX_DROP;
+    int v6 = skb->protocol == IPV6;
+    if (!v6 && skb->protocol != IPV4) return TCX_NEXT;
+    u32 length = skb->len - 14;
+    struct { struct ethernet frame; union { struct ipv4 v4; struct ipv6 v6; }; } __attribute__((packed)) head = {};
+    __builtin_memcpy(head.frame.to, hop->mac, 6);
+    __builtin_memcpy(head.frame.from, hop->from, 6);
+    if (hop->flags & OUTER_V6) {
+        head.frame.type = IPV6;
+        if (skb_adjust_room(skb, 40, ROOM_MAC, ROOM_V6)) return TCX_DROP;
+        struct ipv6 ip;
+        outer_v6(&ip, hop, length, v6, id, 0);
+        head.v6 = ip;
+        if (skb_store_bytes(skb, 0, &head, 54, 0)) return TCX_DROP;
+    } else {
+        head.frame.type = IPV4;
+        if (skb_adjust_room(skb, 20, ROOM_MAC, ROOM_V4)) return TCX_DROP;
+        struct ipv4 ip;
+        outer_v4(&ip, hop, length, v6, id, 0);
+        head.v4 = ip;
+        if (skb_store_bytes(skb, 0, &head, 34, 0)) return TCX_DROP;
+    }
+    return hop->interface == skb->ifindex ? TCX_NEXT : (int)redirect(hop->interface, 0);
+}

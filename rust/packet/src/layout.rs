@@ -1,0 +1,195 @@
+//! What lies in the maps: `balancer.bpf.c` reads what is written here, and the loader compares the sizes.
+//!
+//! Addresses have 16 bytes, IPv4 as `::ffff:a.b.c.d`. Ports and what goes into headers are in network
+//! order, the rest in the machine's.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use pybalancer_core::flow::Secret;
+
+/// Backends are known by numbers from 1 to this.
+pub const MAX_ID: u16 = 1023;
+/// Services are known by numbers below this.
+pub const MAX_SERVICES: u32 = 256;
+/// Interfaces that programs can be attached to.
+pub const MAX_INTERFACES: u32 = 64;
+/// Bytes of a row: four backend ids.
+pub const ROW: usize = 8;
+
+/// Why packets went where, in the order of `enum reason`: name, and what it means.
+pub const REASONS: [(&str, &str); 15] = [
+    ("forwarded", "went on to a backend"),
+    (
+        "forwarded_error",
+        "ICMP errors that went on to the backend of the packet in them",
+    ),
+    (
+        "second_hop",
+        "no socket here, went on to the backend that had the flow before",
+    ),
+    (
+        "delivered",
+        "to this host's stack: opens a connection or belongs to one",
+    ),
+    (
+        "delivered_udp",
+        "to this host's stack: UDP has no second hop",
+    ),
+    (
+        "delivered_unclaimed",
+        "no socket here and nobody else to ask: the stack answers",
+    ),
+    (
+        "passed_not_ours",
+        "not for a service, to the stack untouched",
+    ),
+    (
+        "dropped_fragment",
+        "a fragment, which does not say whose it is",
+    ),
+    ("dropped_extension", "IPv6 extension headers"),
+    ("dropped_malformed", "shorter than its headers say"),
+    ("dropped_no_backend", "the table names nobody"),
+    ("dropped_unresolved", "the way to the backend is not known"),
+    ("dropped_too_big", "does not fit with the outer header"),
+    ("delivered_hops", "had three second hops, the stack answers"),
+    ("dropped_room", "the interface left no room for headers"),
+];
+
+/// What the object says of its structs: settings, interface, service key, service, backend, count of a
+/// service, count of a backend, number of reasons.
+pub const LAYOUT: [u32; 8] = [40, 8, 20, 8, 128, 32, 32, REASONS.len() as u32];
+
+/// Words of 4 bytes of a hop.
+pub const HOP_WORDS: usize = 15;
+/// Words of 4 bytes of a backend: which hop is live, and two of them.
+pub const BACKEND_WORDS: usize = 2 + 2 * HOP_WORDS;
+
+/// An address as it lies in maps.
+pub fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// `struct settings`
+pub fn settings(secret: &Secret, size: u32, me: u16) -> [u8; 40] {
+    let mut bytes = [0; 40];
+    let key = pybalancer_core::flow::FlowHasher::new(secret).state();
+    let words = key
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .chain(size.to_ne_bytes())
+        .chain(u32::from(me).to_ne_bytes());
+    for (place, byte) in bytes.iter_mut().zip(words) {
+        *place = byte;
+    }
+    bytes
+}
+
+/// Protocols that services can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// With second hops.
+    Tcp = 6,
+    /// Without.
+    Udp = 17,
+}
+
+/// `struct service_key`; without a port it says that there is a service at the address.
+pub fn service_key(address: IpAddr, service: Option<(u16, Protocol)>) -> [u8; 20] {
+    let mut key = [0; 20];
+    let (port, protocol) = service.map_or((0, 0), |(port, protocol)| (port, protocol as u8));
+    let bytes = address_bytes(address)
+        .into_iter()
+        .chain(port.to_be_bytes())
+        .chain([protocol]);
+    for (place, byte) in key.iter_mut().zip(bytes) {
+        *place = byte;
+    }
+    key
+}
+
+/// Address, port and protocol of a `struct service_key`; None for one without a port.
+pub fn service_of(key: &[u8]) -> Option<(IpAddr, u16, Protocol)> {
+    let (address, rest) = key.split_first_chunk::<16>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let protocol = match rest.first()? {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        _ => return None,
+    };
+    let address = IpAddr::V6(Ipv6Addr::from(*address)).to_canonical();
+    Some((address, u16::from_be_bytes(*port), protocol))
+}
+
+/// `struct service`
+pub fn service(number: u32, mtu: u32) -> [u8; 8] {
+    let mut value = [0; 8];
+    let (low, high) = value.split_at_mut(4);
+    low.copy_from_slice(&number.to_ne_bytes());
+    high.copy_from_slice(&mtu.to_ne_bytes());
+    value
+}
+
+/// `struct interface`
+pub fn interface(mac: [u8; 6]) -> [u8; 8] {
+    let [a, b, c, d, e, f] = mac;
+    [a, b, c, d, e, f, 0, 0]
+}
+
+/// The way to a backend: `struct hop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The underlay's address of the backend.
+    pub address: IpAddr,
+    /// Of the next hop; without it packets to the backend are dropped.
+    pub mac: Option<[u8; 6]>,
+    /// Number of the interface towards it, and that one's own MAC.
+    pub interface: Option<(u32, [u8; 6])>,
+    /// The outer header's source and how many of its first bits are fixed; the rest varies with the flow. None:
+    /// without an outer header.
+    pub outer: Option<(IpAddr, u8)>,
+}
+
+impl Hop {
+    /// As it lies in the map.
+    pub fn to_bytes(self) -> [u8; HOP_WORDS * 4] {
+        const KNOWN: u32 = 1;
+        const ENCAPSULATE: u32 = 2;
+        const OUTER_V6: u32 = 4;
+        let (mac, interface, from) = match (self.mac, self.interface) {
+            (Some(mac), Some((number, from))) => (mac, number, from),
+            _ => ([0; 6], 0, [0; 6]),
+        };
+        let v6 = self.address.to_canonical().is_ipv6();
+        let mut flags = KNOWN;
+        let (mut source, mut spread) = ([0; 16], 0);
+        if let Some((from, fixed)) = self.outer {
+            flags |= ENCAPSULATE | if v6 { OUTER_V6 } else { 0 };
+            let bits: u32 = if v6 { 128 } else { 32 };
+            // At most the last 32 bits vary: that is as much as a hash has to give.
+            let free = bits.saturating_sub(u32::from(fixed)).min(32);
+            spread = (u64::from(u32::MAX) >> (32 - free)) as u32;
+            source = address_bytes(from);
+            let (_, end) = source.split_at_mut(12);
+            for (place, mask) in end.iter_mut().zip(spread.to_be_bytes()) {
+                *place &= !mask;
+            }
+        }
+        let mut bytes = [0; HOP_WORDS * 4];
+        let all = mac
+            .into_iter()
+            .chain(from)
+            .chain(interface.to_ne_bytes())
+            .chain(flags.to_ne_bytes())
+            .chain(address_bytes(self.address))
+            .chain(source)
+            .chain(spread.to_be_bytes());
+        for (place, byte) in bytes.iter_mut().zip(all) {
+            *place = byte;
+        }
+        bytes
+    }
+}

@@ -1,0 +1,73 @@
+//! What this host lacks for packet mode.
+
+use crate::sys;
+
+/// Capabilities that are needed, with their numbers (capabilities(7)).
+const NEEDED: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+const SYS_ADMIN: u32 = 21;
+
+/// The kernel that has all that is used: mmapable maps (5.5), links of XDP (5.9). Links of tcx, for checks
+/// through an outer header, came with 6.6.
+pub const KERNEL: (u32, u32) = (5, 10);
+/// For [`attach_probe`](crate::path::Path::attach_probe).
+pub const KERNEL_OF_PROBE: (u32, u32) = (6, 6);
+
+/// Needed capabilities that the process does not have.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .unwrap_or(u64::MAX);
+    let has = |number: u32| effective >> number & 1 == 1;
+    NEEDED
+        .into_iter()
+        // CAP_SYS_ADMIN was what bpf(2) asked for before CAP_BPF, and still does.
+        .filter(|(name, number)| !has(*number) && !(*name == "CAP_BPF" && has(SYS_ADMIN)))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// Major and minor version of the running kernel.
+pub fn kernel() -> Option<(u32, u32)> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = text
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// What is missing, each a sentence that says what to do; none if all is there.
+pub fn missing(interface: Option<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some((major, minor)) = kernel()
+        && (major, minor) < KERNEL
+    {
+        found.push(format!(
+            "Linux {major}.{minor} is too old: packet mode needs {}.{}; the nftables engine does with less",
+            KERNEL.0, KERNEL.1
+        ));
+    }
+    let capabilities = missing_capabilities();
+    for name in &capabilities {
+        found.push(format!(
+            "{name} is missing: run as root, or give the service AmbientCapabilities={name}"
+        ));
+    }
+    if let Some(name) = interface
+        && let Err(error) = sys::hardware_address(name)
+    {
+        let text = error.to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        found.push(format!(
+            "interface {name:?} cannot be used: {text}; `ip link` lists those that there are"
+        ));
+    }
+    if found.is_empty()
+        && let Err(error) = crate::path::try_out()
+    {
+        found.push(error.to_string());
+    }
+    found
+}
