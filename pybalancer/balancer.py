@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 import trio
 
 from pybalancer import _core
-from pybalancer.config import load
+from pybalancer.config import load, packet
 from pybalancer.config.compile import compile_plan, resolve
 from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
@@ -148,7 +148,8 @@ class Balancer(Operations):
         config = await trio.to_thread.run_sync(self._load, None)
         addresses = await resolve(config)
         self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
-        self._watcher = HealthWatcher(self._swaps.request)
+        self._watcher = HealthWatcher(self._swaps.request, way=self._packet.way)
+        await self._packet.check(config)
         async with contextlib.AsyncExitStack() as stack:
             self._handle = await self._start_engine(config)
             stack.push_async_callback(self._close_engine)
@@ -162,8 +163,10 @@ class Balancer(Operations):
             stack.callback(nursery.cancel_scope.cancel)
             await self._before_plan(config, addresses)
             await self._apply(config, addresses, secret)
-            self._watcher.update(config, addresses)
+            self._watch(config, addresses)
             await self._before_service()
+            await self._start_packets(config, addresses, secret)
+            stack.push_async_callback(self._close_packets)
             self._phase = "running"
             self._nursery = nursery
             self._resume_drains()
@@ -223,6 +226,7 @@ class Balancer(Operations):
         nursery.start_soon(self._swaps.run)
         nursery.start_soon(self._drain_watcher.run)
         nursery.start_soon(rebalance.watch, self)
+        nursery.start_soon(self._packet.run)
         if config.balancer.watch and self._path is not None:
             nursery.start_soon(watch_file, self._path, self.reload_and_log, seen)
         if self._admin_wanted and config.balancer.admin != "none":
@@ -364,6 +368,8 @@ class Balancer(Operations):
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
         self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
         self._applied = _essence(health)
+        if self._packets_wanted:
+            await self._packet.apply(config, addresses, self._takers(health), secret)
         # What was removed or went down may be drained from now on.
         self._drain_watcher.stir()
         return generation
@@ -398,6 +404,7 @@ class Balancer(Operations):
 
     async def _reload(self, given: Source | None) -> ReloadResult:
         config = await trio.to_thread.run_sync(self._load, given)
+        await self._packet.check(config)
         addresses = await resolve(config, self._addresses)
         secret = await trio.to_thread.run_sync(read_secret, config)
         before, before_secret = self._config, self._secret
@@ -408,7 +415,7 @@ class Balancer(Operations):
                 self._path = os.fspath(given)
             elif given is not None:
                 self._path, self._given = None, given
-            self._watcher.update(config, addresses)
+            self._watch(config, addresses)
             self._draining = self._draining.among(addresses, {one.name for one in config.listeners})
         self._engine.log_connections(self._records is not None and config.log.connections)
         if self._writer is not None:
@@ -484,9 +491,11 @@ class Balancer(Operations):
                 self._health(self._config, self._addresses),
                 trio.current_time(),
                 self._draining.backends,
+                self._packet.digest,
             ),
             drains=status.drains(engine),
             last_reload=self._last_reload,
+            packet=self._packet.status(),
         )
 
     def explain(
@@ -510,13 +519,18 @@ class Balancer(Operations):
         """
         engine = self._live()
         address = client_address(source)
+        if listener in {each.name for each in packet.listeners(self._config)}:
+            pool = next(each.pool for each in self._config.listeners if each.name == listener)
+            answer = explanation(self._config, str(pool), address, [])
+            return answer | self._packet.explain(self._config, str(pool), listener, address)
         if listener is not None or host is not None or path is not None or headers:
             if pool is not None:
                 raise ValueError("either a pool or a request: the route of the request says which pool")
             asked = Asked(listener, host, path, headers)
             return explain_request(engine, self._config, address, asked)
         name = choose_pool(self._config, pool)
-        return explanation(self._config, name, address, engine.explain(name, address))
+        answer = explanation(self._config, name, address, engine.explain(name, address))
+        return answer | self._packet.explain(self._config, name, None, address)
 
     def metrics(self) -> str:
         """All counters in the Prometheus text format."""
@@ -532,6 +546,7 @@ class Balancer(Operations):
             self._health(self._config, self._addresses),
             ports,
             Drained(self._draining.backends, self._drains(), self._drain_watcher.totals()),
+            self._packet.status(),
         )
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from pybalancer import _core, targets
+from pybalancer.config import packet
 from pybalancer.config.compile import drain_rate, resolve
 from pybalancer.config.model import Config
 from pybalancer.config.secret import SECRETS, read_secret, secret_digest
 from pybalancer.errors import DrainError
+from pybalancer.packet.control import PacketControl
 from pybalancer.policy import rebalance
 from pybalancer.policy.draining import Draining, Terms, shortfall, terms_of
 from pybalancer.status import DrainResult, DrainStatus, RollResult, ShedResult, Status, drain_status, drains
@@ -54,6 +56,9 @@ class Operations:
     _applying: trio.Lock
 
     def __init__(self) -> None:
+        self._packet = PacketControl()
+        self._packets_wanted = False
+        """Whether packets are this process's to forward: until it serves they are those of the one before."""
         self._draining = Draining()
         self._drain_watcher = DrainWatcher(self._drains)
 
@@ -71,6 +76,28 @@ class Operations:
 
     def status(self) -> Status:
         raise NotImplementedError
+
+    # Packets.
+
+    def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
+        """Check the backends. Those of packets are checked where packets come from: by directors."""
+        others = packet.only_packets(config) if config.packet.role == "backend" else ()
+        self._watcher.update(config, addresses, others)
+
+    def _takers(self, health: Mapping[Key, BackendHealth]) -> set[Key]:
+        """Backends that get new flows. What has weight 0 does not, but that is no matter of health."""
+        return {key for key, known in health.items() if known.up and key not in self._draining.backends}
+
+    async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:
+        self._packets_wanted = True
+        await self._packet.apply(config, addresses, self._takers(self._health(config, addresses)), secret)
+
+    async def _close_packets(self) -> None:
+        await self._packet.close(keep=self._packets_go_on())
+
+    def _packets_go_on(self) -> bool:
+        """Whether another process forwards packets when this one has ended."""
+        return False
 
     def _drains(self) -> list[DrainStatus]:
         try:
@@ -203,6 +230,11 @@ class Operations:
                 if target.backend is not None and not force:
                     raise DrainError(f"{target} is not drained: {why}; force it if that is meant")
                 warnings.append(why)
+        if target.pool is not None and target.pool in packet.pools(self._config):
+            warnings.append(
+                f"connections that pool {target.pool} has by packets end when they end: they are neither "
+                "counted nor closed here"
+            )
         short = shortfall(self._tunnels(target), over=terms.over, deadline=terms.deadline, rate=terms.rate)
         return warnings + ([short] if short else [])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from pybalancer._core import Drain, Engine, Plan
     from pybalancer.config.model import Config
+    from pybalancer.packet.report import PacketStatus
     from pybalancer.policy.health import BackendHealth
     from pybalancer.stats.reader import Stats
 
@@ -282,6 +283,8 @@ class Status:
     pools: list[PoolStatus]
     drains: list[DrainStatus]
     last_reload: LastReload | None
+    packet: PacketStatus | None = None
+    """Mode "packet"; None where no listener is of that mode."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -415,7 +418,10 @@ def pools(
     health: Mapping[tuple[str, str], BackendHealth],
     now: float,
     draining: Collection[tuple[str, str]] = (),
+    packet_digest: Callable[[str], str | None] = lambda pool: None,
 ) -> list[PoolStatus]:
+    from pybalancer.config import packet
+
     ports = engine.ports()
     found = []
     for name, pool in config.pools.items():
@@ -452,7 +458,9 @@ def pools(
                     bytes_to_client=counters.bytes_to_client,
                 )
             )
-        digest = plan.digest(name)
+        # Packets go by a table of those that take new flows, tunnels by one of all.
+        led = name in packet.only_packets(config)
+        digest = (packet_digest(name) if led else None) or plan.digest(name)
         found.append(
             PoolStatus(name=name, policy=pool.policy, key=pool.key, digest=digest, backends=backends)
         )

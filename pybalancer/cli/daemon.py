@@ -182,12 +182,17 @@ def _announce(balancer: Served) -> None:
             pool = balancer.config.pools[name]
             count = len(pool.backends)
             _log.info(
-                "listening on %s → pool %s (%d %s, %s)",
-                bound[listener.name],
+                "%s %s → pool %s (%d %s, %s)",
+                "listening on" if listener.mode != "packet" else f"packets of {listener.protocol} for",
+                bound.get(listener.name, listener.bind),
                 name,
                 count,
                 "backend" if count == 1 else "backends",
                 pool.policy,
             )
+    if (packets := balancer.status().packet) is not None:
+        how = ", ".join(f"{name} ({mode})" for name, mode in packets.interfaces.items())
+        me = f" as {packets.me}" if packets.me is not None else ""
+        _log.info("packet mode: %s%s on %s, forward by %s", packets.role, me, how, packets.forward)
     if balancer.admin is not None:
         _log.info("admin interface at %s", balancer.admin)

@@ -535,6 +535,13 @@ class PacketConfig(Section):
         description="Bytes of a packet that fit between directors and backends, with `ipip` the outer header "
         "among them. Larger ones are counted and dropped.",
     )
+    source: Network | None = Field(
+        None,
+        description="With `ipip`: source address of the outer packets, or a network from which it varies with "
+        "the flow, so that routers and network cards spread them. Routers must let these pass. Default: "
+        "this machine's address on the way.",
+        examples=["172.16.0.0/16"],
+    )
     backend: Name | None = Field(
         None,
         description='With `role = "backend"`: which one this is, where its address does not tell.',

@@ -96,6 +96,11 @@ def mistakes(config: Config) -> Iterator[Finding]:
     if section.engine == "nftables" and section.forward == "ipip":
         why = 'nftables cannot put packets into others: it forwards by "l2" only'
         yield (*here, "forward"), why, 'set engine = "xdp", or forward = "l2"'
+    if section.source is not None and section.forward == "l2":
+        why = 'means nothing with forward = "l2": there is no outer packet'
+        yield (*here, "source"), why, 'set forward = "ipip"'
+    if section.source is not None and ipaddress.ip_network(section.source).num_addresses > 1 << 32:
+        yield (*here, "source"), "at most 32 bits of it can vary", "write a smaller network"
     if section.backend is not None:
         if section.role != "backend":
             yield (*here, "backend"), 'means nothing with role = "director"', 'set role = "backend"'

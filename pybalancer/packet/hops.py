@@ -72,7 +72,9 @@ def local_addresses() -> set[str]:
     from pyroute2 import IPRoute
 
     with IPRoute() as kernel:
-        found = {str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")) for each in kernel.get_addr()}
+        found = {
+            str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")) for each in kernel.get_addr()
+        }
     return found - {"127.0.0.1", "::1"}
 
 

@@ -20,6 +20,8 @@ _log = logging.getLogger("pybalancer")
 BASE: Final = 0x7062_0000
 """Of marks; the rest is the machine's number."""
 MASK: Final = 0xFFFF_0000
+PRIORITY: Final = 1000
+"""Of rules: before the main table's."""
 PERMANENT: Final = 0x80
 
 
@@ -58,25 +60,30 @@ class Ways:
     """Those that are set up. Raises OSError where the kernel refuses."""
 
     def __init__(self) -> None:
-        self._ways: set[Way] = set()
+        self._ways: dict[int, set[Way]] = {}
 
     def set(self, wanted: Iterable[Way]) -> None:
         from pyroute2 import IPRoute
 
-        ways = set(wanted)
+        ways: dict[int, set[Way]] = {}
+        for way in wanted:
+            ways.setdefault(way.number, set()).add(way)
         if ways == self._ways:
             return
         with IPRoute() as kernel:
-            for way in self._ways - ways:
-                self._ways.discard(way)
-                _remove(kernel, way.number, ":" in way.vip)
-            for way in ways - self._ways:
-                try:
-                    _add(kernel, way)
-                except kernel_error() as error:
-                    why = f"no way for checks of {way.vip} at {way.host}: {error}"
-                    raise OSError(getattr(error, "code", 0), why) from None
-                self._ways.add(way)
+            for number in self._ways.keys() | ways.keys():
+                if self._ways.get(number) == ways.get(number):
+                    continue
+                self._ways.pop(number, None)
+                _remove(kernel, number)
+                for way in ways.get(number, ()):
+                    try:
+                        _add(kernel, way)
+                    except kernel_error() as error:
+                        why = f"no way for checks of {way.vip} at {way.host}: {error}"
+                        raise OSError(getattr(error, "code", 0), why) from None
+                if number in ways:
+                    self._ways[number] = ways[number]
 
     @staticmethod
     def clean() -> None:
@@ -88,43 +95,44 @@ class Ways:
                 for rule in kernel.get_rules(family=family):
                     found = rule.get_attr("FRA_FWMARK") or 0
                     if found & MASK == BASE and rule.get_attr("FRA_TABLE") == found:
-                        _remove(kernel, found & ~MASK, family == socket.AF_INET6)
-
-
-def _family(six: bool) -> int:
-    return socket.AF_INET6 if six else socket.AF_INET
+                        _remove(kernel, found & ~MASK)
 
 
 def _add(kernel: Any, way: Way) -> None:
     six = ":" in way.vip
-    family, table = _family(six), mark(way.number)
-    _remove(kernel, way.number, six)
+    family, table = socket.AF_INET6 if six else socket.AF_INET, mark(way.number)
     index = socket.if_nametoindex(way.interface)
     target = {"dst": f"{way.vip}/{128 if six else 32}", "family": family, "table": table, "oif": index}
     if six:
         gateway = neighbour(way.number)
         kernel.neigh("replace", dst=gateway, lladdr=way.mac, ifindex=index, state=PERMANENT)
-        kernel.route("add", gateway=gateway, **target)
+        kernel.route("replace", gateway=gateway, **target)
     elif ":" in way.host:
-        kernel.route("add", via={"family": socket.AF_INET6, "addr": way.host}, **target)
+        kernel.route("replace", via={"family": socket.AF_INET6, "addr": way.host}, **target)
     else:
-        kernel.route("add", gateway=way.host, **target)
-    kernel.rule("add", family=family, table=table, fwmark=table, fwmask=0xFFFF_FFFF, priority=table & 0x7FFF)
+        kernel.route("replace", gateway=way.host, **target)
+    _rule(kernel, "del", way.number, family)
+    _rule(kernel, "add", way.number, family)
 
 
-def _remove(kernel: Any, number: int, six: bool) -> None:
-    family, table = _family(six), mark(number)
-    for what in (
-        lambda: kernel.rule("del", family=family, table=table, fwmark=table, fwmask=0xFFFF_FFFF),
-        lambda: kernel.flush_routes(family=family, table=table),
-    ):
+def _rule(kernel: Any, what: str, number: int, family: int) -> None:
+    table = mark(number)
+    try:
+        kernel.rule(what, family=family, table=table, fwmark=table, fwmask=0xFFFF_FFFF, priority=PRIORITY)
+    except kernel_error():
+        if what == "add":
+            raise
+
+
+def _remove(kernel: Any, number: int) -> None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        _rule(kernel, "del", number, family)
         try:
-            what()
+            kernel.flush_routes(family=family, table=mark(number))
         except kernel_error():
-            pass  # It is not there.
-    if six:
-        for each in kernel.get_neighbours(family=family, dst=neighbour(number)):
-            try:
-                kernel.neigh("del", dst=neighbour(number), ifindex=each["ifindex"])
-            except kernel_error():
-                pass
+            pass  # There are none.
+    for each in kernel.get_neighbours(family=socket.AF_INET6, dst=neighbour(number)):
+        try:
+            kernel.neigh("del", dst=neighbour(number), ifindex=each["ifindex"])
+        except kernel_error():
+            pass

@@ -94,7 +94,7 @@ class Served(Balancer):
         if self._predecessor is None:
             return
         down = self._predecessor.state.get("down", ())
-        self._watcher.update(config, addresses)
+        self._watch(config, addresses)
         self._watcher.begin_down({(pool, name): (where, why) for pool, name, where, why in down})
         self._addresses = addresses
 
@@ -128,6 +128,9 @@ class Served(Balancer):
             await self._predecessor.settle()
 
     # The process that goes.
+
+    def _packets_go_on(self) -> bool:
+        return self.replaced_by is not None
 
     async def upgrade(self, patience: float | None = None) -> UpgradeResult:
         """Start this program anew, and let that process take over listeners and live tunnels.
@@ -179,6 +182,7 @@ class Served(Balancer):
             raise
         # Before anything is awaited: from here on this process only finishes.
         self._stopping, self.replaced_by = True, done.pid
+        self._packets_wanted = False
         self._told = trio.Event()
         self._nursery.start_soon(self._leave, done)
         seconds = trio.current_time() - began

@@ -1,0 +1,100 @@
+"""From a configuration to what mode "packet" has to do: ``services``, ``find_me``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pybalancer.config import packet
+from pybalancer.errors import PybalancerError
+from pybalancer.packet.forwarder import Address
+from pybalancer.packet.generations import Generation, History, Member, generation
+
+if TYPE_CHECKING:
+    from pybalancer.config.model import Config
+
+Key = tuple[str, str]
+"""Pool and backend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A listener of mode "packet", its backends that take new flows (``newest``), and all."""
+
+    name: str
+    pool: str
+    where: Address
+    newest: Generation
+    all: tuple[Member, ...]
+
+
+def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
+    """What the configuration asks for. ``takes``: backends that are to get new flows."""
+    found = []
+    for listener in packet.listeners(config):
+        pool = listener.pool or ""
+        vip, port = packet.split(listener.bind)
+        members = [
+            (
+                backend.name,
+                Member(backend.name, backend.weight, packet.split(addresses[pool, backend.name])[0]),
+            )
+            for backend in config.pools[pool].backends
+        ]
+        newest = generation([member for name, member in members if (pool, name) in takes])
+        where = vip, port, listener.protocol
+        found.append(Service(listener.name, pool, where, newest, tuple(member for _, member in members)))
+    return found
+
+
+def agreeing(generations: Collection[Generation]) -> tuple[Generation, ...]:
+    """Those that call no machine by a name that a newer one has for another: rows go by both."""
+    hosts: dict[str, str] = {}
+    names: dict[str, str] = {}
+    kept = []
+    for each in generations:
+        fits = all(
+            hosts.get(member.name, member.host) == member.host
+            and names.get(member.host, member.name) == member.name
+            for member in each
+        )
+        if fits:
+            kept.append(each)
+            hosts |= {member.name: member.host for member in each}
+            names |= {member.host: member.name for member in each}
+    return tuple(kept)
+
+
+def find_me(
+    given: str | None, found: Collection[Service], histories: Collection[History], local: Collection[str]
+) -> str:
+    """The host that this machine is, by the name that it is given or by its addresses.
+
+    One that has been removed is still in the histories, and has connections to serve. Raises
+    PybalancerError if it is none, or several.
+    """
+    now = {member for service in found for member in service.all}
+    before = {member for history in histories for each in history.generations for member in each}
+    for members in (now, before):
+        if given is None:
+            hosts = {member.host for member in members if member.host in local}
+        else:
+            hosts = {member.host for member in members if member.name == given}
+        if len(hosts) == 1:
+            return hosts.pop()
+        if hosts:
+            what = ", ".join(sorted(hosts))
+            why = (
+                f"backend {given!r} has"
+                if given is not None
+                else "this machine has the addresses of backends:"
+            )
+            raise PybalancerError(f"{why} {what}: rows name machines by one address; see [packet] backend")
+    if given is not None:
+        raise PybalancerError(f"no backend is named {given!r}, which [packet] backend says this machine is")
+    shown = ", ".join(sorted(address for address in local if not address.startswith("fe80:"))) or "none"
+    raise PybalancerError(
+        f"no backend of a pool of mode packet has an address of this machine ({shown}): "
+        "set [packet] backend, or role"
+    )

@@ -1,0 +1,146 @@
+"""``pybalancer serve`` on the machines of a site: directors and agents, one file for all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.wire.net import until
+from tests.wire.serving import Serving, environment_in
+
+from .topology import PORT, VIP, VIP6, Machine, Site
+
+
+@dataclass
+class Plan:
+    """What the file says."""
+
+    forward: str = "l2"
+    backends: list[Machine] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)
+    engine: str = "xdp"
+    health: str = ""
+    six: bool = False
+    """Backends are known by their IPv6 addresses."""
+    more: str = ""
+
+    def text(self) -> str:
+        lines = [f"[packet]\ninterfaces = [\"eth0\"]\nforward = \"{self.forward}\"\nengine = \"{self.engine}\""]
+        lines.append('xdp = "native"' if self.engine == "xdp" else "")
+        for name, vip in (("vip", VIP), ("vip6", f"[{VIP6}]")):
+            lines.append(f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"')
+        lines.append(f"[pools.chat]\n{self.more}")
+        for machine in self.backends:
+            address = f"[{machine.address6}]" if self.six else machine.address
+            lines.append(f'[[pools.chat.backends]]\nname = "{machine.name}"\naddress = "{address}:{PORT}"')
+            lines.append(f"weight = {self.weights.get(machine.name, 1)}")
+        if self.health:
+            lines.append(f"[pools.chat.health]\n{self.health}")
+        return "\n".join(lines) + "\n"
+
+
+class Serve(Serving):
+    """One process, on its machine."""
+
+    def __init__(self, machine: Machine, folder: Path, plan: Plan, **environment: str) -> None:
+        self.machine = machine
+        self.folder = folder / machine.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder / "pybalancer.toml"
+        self.file.write_text(plan.text())
+        with machine.space.inside():
+            super().__init__({**environment_in(self.folder), **environment}, self.file)
+
+    def ready(self) -> Serve:
+        self.line("admin interface at")
+        return self
+
+    def ask(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        with self.machine.space.inside():
+            return super().ask(*arguments)
+
+    def write(self, plan: Plan) -> None:
+        """Another file, and a reload of it that is over when this returns."""
+        self.file.write_text(plan.text())
+        done = self.ask("reload")
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    def packet(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.ask("status", "--json").stdout)
+        packet: dict[str, Any] = status["packet"]
+        return packet
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+
+class Fleet:
+    """Directors and agents of a site."""
+
+    def __init__(self, site: Site, folder: Path, plan: Plan, *, secrets: Sequence[str] = ()) -> None:
+        self.site, self.folder, self.plan = site, folder, plan
+        self.directors: dict[str, Serve] = {}
+        self.agents: dict[str, Serve] = {}
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for number, machine in enumerate(site.directors):
+                given = {"PYBALANCER_SECRET": secrets[number]} if secrets else {}
+                self.directors[machine.name] = Serve(machine, folder, plan, **given)
+            for machine in plan.backends:
+                self.start_agent(machine, plan)
+            for serving in self.all:
+                serving.ready()
+            undo.pop_all()
+
+    @property
+    def all(self) -> list[Serve]:
+        return [*self.directors.values(), *self.agents.values()]
+
+    def start_agent(self, machine: Machine, plan: Plan) -> Serve:
+        serving = Serve(machine, self.folder, plan, PYBALANCER_PACKET_ROLE="backend")
+        self.agents[machine.name] = serving
+        return serving
+
+    def apply(self, plan: Plan, among: Sequence[Serve] | None = None) -> None:
+        """Reload all, or some, one after the other."""
+        self.plan = plan
+        for serving in self.all if among is None else among:
+            serving.write(plan)
+
+    def kill(self, director: str) -> None:
+        """The machine loses power; a moment later the router has noticed."""
+        serving = self.directors.pop(director)
+        serving.machine.off()
+        serving.process.kill()
+        serving.wait()
+        living = [one.machine for one in self.directors.values()]
+        self.site.route_to(living)
+
+    def close(self) -> None:
+        for serving in self.all:
+            serving.signal(signal.SIGTERM)
+        for serving in self.all:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                serving.process.wait(10)
+            serving.close()
+
+    def until_packets(self, condition: Any, what: str) -> None:
+        until(lambda: condition(self), what)
+
+
+@contextlib.contextmanager
+def fleet(site: Site, folder: Path, plan: Plan, **options: Any) -> Iterator[Fleet]:
+    made = Fleet(site, folder, plan, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
