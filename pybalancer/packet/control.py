@@ -27,7 +27,7 @@ from pybalancer.packet.forwarder import Digests, Forwarder, Table, XdpForwarder
 from pybalancer.packet.generations import MOST_NUMBERS, History, Numbers
 from pybalancer.packet.marks import Way, Ways, mark
 from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus, Speed
-from pybalancer.packet.services import Key, Service, agreeing, find_me, services
+from pybalancer.packet.services import Key, Service, find_me, services
 
 if TYPE_CHECKING:
     from pybalancer.config.model import Config, PacketConfig
@@ -159,7 +159,7 @@ class PacketControl:
         }
         me = _me(running, section, wanted, histories)
         generations = {
-            name: agreeing(history.seen_by(me) if me is not None else history.generations)
+            name: history.seen_by(me) if me is not None else history.generations
             for name, history in histories.items()
         }
         hosts = {member.host for sets in generations.values() for each in sets for member in each}

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pybalancer.errors import PybalancerError
 
-MOST_GENERATIONS: Final = 4
-"""That rows are made from (``_core.PacketRows``)."""
+MOST_GENERATIONS: Final = 16
+"""That rows are made from (``_core.PacketRows``). A row has four owners, but few changes concern one slot."""
 
 MOST_NUMBERS: Final = 1023
 """A row has 16 bits for a machine, and the mark of a check has as many values."""

@@ -48,24 +48,6 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
     return found
 
 
-def agreeing(generations: Collection[Generation]) -> tuple[Generation, ...]:
-    """Those that call no machine by a name that a newer one has for another: rows go by both."""
-    hosts: dict[str, str] = {}
-    names: dict[str, str] = {}
-    kept = []
-    for each in generations:
-        fits = all(
-            hosts.get(member.name, member.host) == member.host
-            and names.get(member.host, member.name) == member.name
-            for member in each
-        )
-        if fits:
-            kept.append(each)
-            hosts |= {member.name: member.host for member in each}
-            names |= {member.host: member.name for member in each}
-    return tuple(kept)
-
-
 def find_me(
     given: str | None, found: Collection[Service], histories: Collection[History], local: Collection[str]
 ) -> str:

@@ -22,13 +22,18 @@ def of(*names: str, weight: int = 1) -> Generation:
     return generation([Member(name, weight, f"10.0.0.{ord(name)}") for name in names])
 
 
+def many() -> list[str]:
+    """One more set than are remembered."""
+    return [f"{one}{other}" for one in "klmn" for other in "abcd"] + ["xy"]
+
+
 def test_the_newest_is_first_and_the_oldest_is_forgotten() -> None:
     history = History()
-    for names in ("abc", "ab", "abd", "d", "de"):
+    for names in many():
         history = history.with_(of(*names))
-    assert history.generations == (of(*"de"), of("d"), of(*"abd"), of(*"ab"))
-    assert history.newest == of(*"de")
-    assert history.hosts == {member.host for member in of(*"abde")}
+    assert history.generations == tuple(of(*names) for names in reversed(many()[1:]))
+    assert history.newest == of(*"xy")
+    assert history.hosts == {member.host for member in of(*"klmnabcdxy")}
 
 
 def test_a_set_that_comes_back_is_remembered_once() -> None:
@@ -65,7 +70,7 @@ def test_a_backend_knows_where_its_flows_went_without_being_told() -> None:
     told = History().with_(of(*"bc")).with_(of(*"abc"))
     assert told.seen_by(me) == told.generations
     full = History()
-    for names in ("ax", "ay", "az", "abc"):
+    for names in [*many(), "abc"]:
         full = full.with_(of(*names))
     assert full.seen_by(me) == (*full.generations[: MOST_GENERATIONS - 1], of(*"bc"))
     assert History().with_(of("a")).seen_by(me) == (of("a"),)
