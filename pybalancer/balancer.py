@@ -529,7 +529,8 @@ class Balancer(Operations):
             asked = Asked(listener, host, path, headers)
             return explain_request(engine, self._config, address, asked)
         name = choose_pool(self._config, pool)
-        answer = explanation(self._config, name, address, engine.explain(name, address))
+        led = name in packet.only_packets(self._config)
+        answer = explanation(self._config, name, address, [] if led else engine.explain(name, address))
         return answer | self._packet.explain(self._config, name, None, address)
 
     def metrics(self) -> str:

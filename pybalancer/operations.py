@@ -143,9 +143,13 @@ class Operations:
             terms = self._terms(target, given)
             warnings = self._warnings(target, terms, force=force)
             running = [each for each in self._drains() if _is(each, target, backends)]
+            self._refuse_packets(target)
             wanted = self._draining.with_(backends, target.listeners(self._config))
             if wanted != self._draining:
                 await self._set_draining(wanted)
+            if target.pool in packet.only_packets(self._config):
+                # The workers know nothing of it: what stands ends when clients end it.
+                return DrainResult(str(target), [no_drain(target, terms)], warnings)
             if running and all(value is None for value in given.values()):
                 number = running[-1].id
             else:
@@ -237,6 +241,12 @@ class Operations:
             )
         short = shortfall(self._tunnels(target), over=terms.over, deadline=terms.deadline, rate=terms.rate)
         return warnings + ([short] if short else [])
+
+    def _refuse_packets(self, target: Target) -> None:
+        """Raises DrainError for a listener of mode "packet"."""
+        if target.listener in {listener.name for listener in packet.listeners(self._config)}:
+            why = f"{target} is of mode packet: connections are its backends'"
+            raise DrainError(f"{why}; to take this director out of service, withdraw its route")
 
     def _taking(self, pool: str) -> set[str]:
         """Backends of a pool that get new tunnels now."""
@@ -436,6 +446,9 @@ class Operations:
 
         self._live()
         targets.choose(self._config, pool=pool)
+        if pool in packet.only_packets(self._config):
+            why = "packets go there, and nobody here knows when its connections have ended"
+            raise DrainError(f"pool {pool} is not rolled: {why}; drain its backends one by one")
         terms = self._terms(
             Target(pool=pool), {"over": over, "deadline": deadline, "code": code, "rate": rate}
         )
@@ -539,6 +552,29 @@ class Operations:
             except DrainError as error:
                 _log.warning("a drain of the process before is not gone on with: %s", error)
         self._restored = ()
+
+
+def no_drain(target: Target, terms: Terms) -> DrainStatus:
+    """A drain that had nothing to do."""
+    return DrainStatus(
+        id=0,
+        kind="drain",
+        what=str(target),
+        pool=target.pool,
+        listener=target.listener,
+        parts=[],
+        total=0,
+        left=0,
+        closed=0,
+        cut=0,
+        moved=0,
+        age_seconds=0.0,
+        over_seconds=terms.over,
+        deadline_seconds=terms.deadline,
+        rate=terms.rate,
+        code=terms.code,
+        state="done",
+    )
 
 
 def _is(drain: DrainStatus, target: Target, backends: Sequence[Key]) -> bool:

@@ -153,11 +153,11 @@ class PacketControl:
 
     def _change(self, running: _Running, section: PacketConfig, wanted: list[Service]) -> None:
         forwarder = running.forwarder
-        histories = {
-            service.name: running.state.histories.get(service.name, History()).with_(service.newest)
-            for service in wanted
-        }
-        me = _me(running, section, wanted, histories)
+        former = {service.name: running.state.histories.get(service.name, History()) for service in wanted}
+        me = _me(running, section, wanted, former)
+        if me is not None:
+            former = {one.name: former[one.name].joined_by(me, one.newest) for one in wanted}
+        histories = {one.name: former[one.name].with_(one.newest) for one in wanted}
         generations = {
             name: history.seen_by(me) if me is not None else history.generations
             for name, history in histories.items()

@@ -55,6 +55,12 @@ class History:
         kept = tuple(each for each in self.generations if each != newest)
         return History((newest, *kept)[:MOST_GENERATIONS])
 
+    def joined_by(self, host: str, newest: Generation) -> History:
+        """Where nothing is known: a backend that begins has just come to those that were there."""
+        if self.generations:
+            return self
+        return self.with_(generation([member for member in newest if member.host != host]))
+
     @property
     def newest(self) -> Generation:
         return self.generations[0] if self.generations else ()

@@ -242,8 +242,7 @@ def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str
 
 
 def jhash(data: bytes, seed: int) -> int:
-    """The kernel's ``jhash`` (Jenkins' lookup3) of whole words, as ``nft`` has it on little-endian machines.
-    """
+    """The kernel's ``jhash`` (Jenkins' lookup3) of whole words, as ``nft`` has it on little-endian machines."""
     words = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
     a = b = c = (0xDEADBEEF + len(data) + seed) & MASK
     while len(words) > 3:

@@ -31,10 +31,12 @@ class Plan:
     more: str = ""
 
     def text(self) -> str:
-        lines = [f"[packet]\ninterfaces = [\"eth0\"]\nforward = \"{self.forward}\"\nengine = \"{self.engine}\""]
+        lines = [f'[packet]\ninterfaces = ["eth0"]\nforward = "{self.forward}"\nengine = "{self.engine}"']
         lines.append('xdp = "native"' if self.engine == "xdp" else "")
         for name, vip in (("vip", VIP), ("vip6", f"[{VIP6}]")):
-            lines.append(f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"')
+            lines.append(
+                f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"'
+            )
         lines.append(f"[pools.chat]\n{self.more}")
         for machine in self.backends:
             address = f"[{machine.address6}]" if self.six else machine.address
@@ -142,5 +144,3 @@ def fleet(site: Site, folder: Path, plan: Plan, **options: Any) -> Iterator[Flee
         yield made
     finally:
         made.close()
-
-

@@ -76,6 +76,16 @@ def test_a_backend_knows_where_its_flows_went_without_being_told() -> None:
     assert History().with_(of("a")).seen_by(me) == (of("a"),)
 
 
+def test_a_backend_without_history_has_just_joined() -> None:
+    me = of("a")[0].host
+    began = History().joined_by(me, of(*"abc")).with_(of(*"abc"))
+    assert began.generations == (of(*"abc"), of(*"bc"))
+    assert began.joined_by(me, of(*"ab")) == began
+    assert History().joined_by(me, of("a")) == History()
+    # What it then hears of comes before what it only supposes.
+    assert began.with_(of(*"ab")).seen_by(me) == (of(*"ab"), of(*"abc"), of(*"bc"), of("b"))
+
+
 @given(st.lists(st.sets(st.sampled_from("abcdef")), max_size=12))
 def test_a_history_survives_its_file(sets: list[set[str]]) -> None:
     history = History()
