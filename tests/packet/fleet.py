@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.wire.net import until
+from pybalancer.admin.client import Client
 from tests.wire.serving import Serving, environment_in
 
 from .topology import PORT, VIP, VIP6, Machine, Site
@@ -67,15 +66,19 @@ class Serve(Serving):
         with self.machine.space.inside():
             return super().ask(*arguments)
 
+    @property
+    def client(self) -> Client:
+        """Of its admin socket, which is a file and so reached from any namespace."""
+        return Client(f"unix:{self.folder / 'run' / 'admin.sock'}")
+
     def write(self, plan: Plan) -> None:
         """Another file, and a reload of it that is over when this returns."""
         self.file.write_text(plan.text())
-        done = self.ask("reload")
-        assert done.returncode == 0, done.stderr + done.stdout
+        self.client.post("/reload")
 
     def packet(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self.ask("status", "--json").stdout)
-        packet: dict[str, Any] = status["packet"]
+        """What its status says of mode packet."""
+        packet: dict[str, Any] = self.client.get("/status")["packet"]
         return packet
 
     def stop(self) -> int:
@@ -116,6 +119,19 @@ class Fleet:
         for serving in self.all if among is None else among:
             serving.write(plan)
 
+    def crash(self, serving: Serve) -> None:
+        """The process dies, and its machine does not."""
+        serving.process.kill()
+        serving.close()
+
+    def start_again(self, serving: Serve) -> Serve:
+        """After that, or after its end."""
+        agent = serving.machine.name in self.agents
+        role = {"PYBALANCER_PACKET_ROLE": "backend"} if agent else {}
+        again = Serve(serving.machine, self.folder, self.plan, **role)
+        (self.agents if agent else self.directors)[serving.machine.name] = again
+        return again.ready()
+
     def kill(self, director: str) -> None:
         """The machine loses power; a moment later the router has noticed."""
         serving = self.directors.pop(director)
@@ -132,9 +148,6 @@ class Fleet:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 serving.process.wait(10)
             serving.close()
-
-    def until_packets(self, condition: Any, what: str) -> None:
-        until(lambda: condition(self), what)
 
 
 @contextlib.contextmanager
