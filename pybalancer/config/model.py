@@ -537,9 +537,9 @@ class PacketConfig(Section):
     )
     source: Network | None = Field(
         None,
-        description="With `ipip`: source address of the outer packets, or a network from which it varies with "
-        "the flow, so that routers and network cards spread them. Routers must let these pass. Default: "
-        "this machine's address on the way.",
+        description="With `ipip`: source address of the outer packets, or a network from which it varies "
+        "with the flow, so that routers and network cards spread them. Routers must let these pass. "
+        "Default: this machine's address on the way.",
         examples=["172.16.0.0/16"],
     )
     backend: Name | None = Field(

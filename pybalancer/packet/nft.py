@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pybalancer import _core
+from pybalancer.packet import nft_counters
 from pybalancer.packet.forwarder import Address, Digests, Table
 from pybalancer.packet.generations import Numbers
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pybalancer.config.model import PacketConfig
     from pybalancer.packet.hops import Hop
 
-TABLE: Final = "netdev pybalancer"
+NAME: Final = "pybalancer"
+TABLE: Final = f"netdev {NAME}"
 PRIORITY: Final = -500
 """Before what other tables do with packets that come in."""
 PATIENCE: Final = 30.0
@@ -75,11 +76,12 @@ class NftForwarder:
         self._seed = int.from_bytes(hashlib.sha256(b"pybalancer nftables " + secret).digest()[:4])
         self._hosts: dict[int, Hop] = {}
         self._services: dict[int, Address] = {}
-        self._owners: dict[int, list[int]] = {}
+        self._tables: dict[int, str] = {}
+        """What of the rules takes long to write: the choice of a machine, by service."""
         self._interfaces: tuple[str, ...] = ()
-        self._loaded = ""
-        self._first = True
-        self.adopted = nft("list", "table", *TABLE.split(), check=False)[0]
+        self._owners: dict[int, list[int]] = {}
+        self._changed = self._first = True
+        self.adopted = bool(nft_counters.read(NAME))
 
     def hosts(self) -> list[int]:
         return list(self._hosts)
@@ -88,9 +90,10 @@ class NftForwarder:
         return dict(self._services)
 
     def set_host(self, number: int, hop: Hop) -> None:
-        self._hosts[number] = hop
+        self._hosts[number], self._changed = hop, True
 
     def drop_host(self, number: int) -> None:
+        # Its rules stay until the next change: nothing leads there.
         self._hosts.pop(number, None)
 
     def set_me(self, number: int) -> None:
@@ -99,18 +102,26 @@ class NftForwarder:
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
         numbers = Numbers(dict(table.hosts))
         rows = _core.PacketRows(numbers.rows(table.generations), secret=self._secret, size=self._size)
-        self._owners[number] = [rows.row(slot)[0] for slot in range(self._size)]
+        self._owners[number] = owners = [rows.row(slot)[0] for slot in range(self._size)]
         self._services[number] = where
+        choice = ", ".join(f"{slot} : goto h{owner}" for slot, owner in enumerate(owners) if owner)
+        ip = "ip6" if ":" in where[0] else "ip"
+        self._tables[number] = (
+            f"add rule {TABLE} s{number} jhash {ip} saddr . {where[2]} sport "
+            f"mod {self._size} seed {self._seed:#x} vmap {{ {choice} }}"
+        )
+        self._changed = True
         # The same table, but not the same decisions as by the other hash.
-        owners = hashlib.sha256(f"nftables {self._seed} {rows.owners_digest}".encode()).hexdigest()[:32]
-        return Digests(owners, owners, rows.moved())
+        digest = hashlib.sha256(f"nftables {self._seed} {rows.owners_digest}".encode()).hexdigest()[:32]
+        return Digests(digest, digest, rows.moved())
 
     def drop_service(self, number: int) -> None:
-        self._services.pop(number, None)
-        self._owners.pop(number, None)
+        for known in (self._services, self._owners, self._tables):
+            known.pop(number, None)
+        self._changed = True
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, str]:
-        self._interfaces = tuple(interfaces)
+        self._interfaces, self._changed = tuple(interfaces), True
         self.flush()
         how = "nftables" if self._section.role == "director" else "not needed"
         return dict.fromkeys(interfaces, how)
@@ -118,13 +129,12 @@ class NftForwarder:
     def flush(self) -> None:
         if self._section.role != "director" or not self._interfaces:
             return
-        script = "\n".join(self._script())
-        if script == self._loaded:
+        if not self._changed:
             return
         # Of what is there already only counters stay; but what another process has left goes whole.
         before = f"add table {TABLE}\ndelete table {TABLE}\n" if self._first else ""
-        nft("-f", "-", given=before + script)
-        self._loaded, self._first = script, False
+        nft("-f", "-", given=before + "\n".join(self._script()) + "\n")
+        self._changed = self._first = False
 
     def _script(self) -> Iterator[str]:
         macs = dict(interfaces_here())
@@ -173,14 +183,8 @@ class NftForwarder:
         yield f"{ingress} {ip} daddr {vip} {protocol} dport {port} goto s{number}"
         yield f"{chain} counter name s{number}"
         yield f"{chain} tcp flags & (syn | ack) == syn counter name s{number}_flows"
-        owners = ", ".join(
-            f"{slot} : goto h{owner}" for slot, owner in enumerate(self._owners[number]) if owner
-        )
-        if owners:
-            yield (
-                f"{chain} jhash {ip} saddr . {protocol} sport mod {self._size} seed {self._seed:#x} "
-                f"vmap {{ {owners} }}"
-            )
+        if any(self._owners[number]):
+            yield self._tables[number]
 
     def reasons(self) -> Mapping[str, int]:
         counters = self._counters()
@@ -199,14 +203,7 @@ class NftForwarder:
 
     def _counters(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes by name."""
-        if self._first:
-            return {}
-        good, said = nft("-j", "list", "counters", "table", *TABLE.split(), check=False)
-        if not good:
-            return {}
-        found: list[dict[str, Any]] = json.loads(said)["nftables"]
-        counters = [each["counter"] for each in found if "counter" in each]
-        return {each["name"]: (each["packets"], each["bytes"]) for each in counters}
+        return {} if self._first else nft_counters.read(NAME)
 
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         data = ipaddress.ip_address(client).packed + port.to_bytes(2) + b"\0\0"
@@ -242,7 +239,7 @@ def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str
 
 
 def jhash(data: bytes, seed: int) -> int:
-    """The kernel's ``jhash`` (Jenkins' lookup3) of whole words, as ``nft`` has it on little-endian machines."""
+    """The kernel's ``jhash`` (Jenkins' lookup3) of 1 word or more, as little-endian machines have it."""
     words = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
     a = b = c = (0xDEADBEEF + len(data) + seed) & MASK
     while len(words) > 3:

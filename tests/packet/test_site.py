@@ -83,7 +83,7 @@ def test_backends_come_are_drained_and_go_and_no_connection_is_lost(
     def change(backends: list[object], *, weights: dict[str, int] | None = None, dies: str = "") -> None:
         """Reload in any order; half-way through a director may die."""
         fleet.plan.backends, fleet.plan.weights = list(backends), weights or {}  # type: ignore[arg-type]
-        order = [serving for serving in fleet.all]
+        order = list(fleet.all)
         dice.shuffle(order)
         middle = len(order) // 2
         fleet.apply(fleet.plan, order[:middle])

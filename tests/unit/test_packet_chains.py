@@ -1,4 +1,4 @@
-"""Whether a packet finds its connection, whatever each host knows: a model of directors, agents and second hops.
+"""Whether a packet finds its connection, whatever each host knows: a model of directors and second hops.
 
 Hosts get each change one after the other, in any order. Between any two of these steps connections begin, and
 every one that has begun must be found by way of every director.
