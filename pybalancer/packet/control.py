@@ -11,61 +11,44 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 
 from pybalancer import _core
 from pybalancer.config import packet
-from pybalancer.config.secret import state_directory
 from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
-from pybalancer.packet import hops, state, vip
-from pybalancer.packet.forwarder import Digests, Forwarder, Table, XdpForwarder
-from pybalancer.packet.generations import MOST_NUMBERS, History, Numbers
-from pybalancer.packet.marks import Way, Ways, mark
-from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus, Speed
-from pybalancer.packet.services import Key, Service, find_me, services
+from pybalancer.packet import answers, state
+from pybalancer.packet.forwarder import Table
+from pybalancer.packet.generations import History
+from pybalancer.packet.marks import mark
+from pybalancer.packet.report import PacketStatus, Speed
+from pybalancer.packet.running import (
+    Running,
+    bounded,
+    close,
+    drop_vips,
+    links_of,
+    look_at_hops,
+    me_of,
+    number_services,
+    open_,
+    set_hosts,
+    set_up_vips,
+    set_ways,
+)
+from pybalancer.packet.services import Key, Service, services
 
 if TYPE_CHECKING:
     from pybalancer.config.model import Config, PacketConfig
-    from pybalancer.packet.hops import Hop
     from pybalancer.policy.settings import Check
 
 _log = logging.getLogger("pybalancer")
 
 LOOK: Final = 1.0
 """Seconds between two looks at next hops, interfaces and counts."""
-SETTLE: Final = 1.0
-"""Seconds that the neighbours have at the start to say their hardware addresses."""
-MOST_SERVICES: Final = 256
-
-
-@dataclass(slots=True)
-class _Running:
-    """What is set in the kernel just now, as far as this process knows."""
-
-    forwarder: Forwarder
-    section: PacketConfig
-    secret: bytes
-    size: int
-    directory: Path
-    state: state.State
-    me: str | None = None
-    services: dict[str, Service] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
-    """Of services, by name."""
-    tables: dict[int, Table] = field(default_factory=dict)
-    digests: dict[int, Digests] = field(default_factory=dict)
-    hops: dict[str, Hop] = field(default_factory=dict)
-    set_hops: dict[int, Hop] = field(default_factory=dict)
-    modes: Mapping[str, str] = field(default_factory=dict)
-    links: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Interfaces as they were when they were attached: index and hardware address."""
-    ways: Ways = field(default_factory=Ways)
-    vips: set[str] = field(default_factory=set)
 
 
 class PacketControl:
@@ -76,7 +59,7 @@ class PacketControl:
     """
 
     def __init__(self) -> None:
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._lock = trio.Lock()
         self._speed = Speed()
         self._told: dict[str, str] = {}
@@ -122,7 +105,7 @@ class PacketControl:
             async with self._lock:
                 running, self._running = self._running, None
                 if running is not None:
-                    await trio.to_thread.run_sync(_close, running, keep)
+                    await trio.to_thread.run_sync(close, running, keep)
 
     # What a change does, in a thread.
 
@@ -130,15 +113,19 @@ class PacketControl:
         section = config.packet
         size = next(config.pools[name].table_size for name in packet.pools(config))
         running, former = self._running, None
-        fixed = (section.role, section.engine, section.forward, section.source, section.mtu, section.xdp)
+        if running is not None and _other_part(running.section, section):
+            # Two programs cannot have one interface: packets are nobody's for a moment.
+            self._running = None
+            close(running, False)
+            running = None
         if running is not None:
             old = running.section
-            same = fixed == (old.role, old.engine, old.forward, old.source, old.mtu, old.xdp)
-            if not same or secret != running.secret or size != running.size:
+            fixed = (section.forward, section.source, section.mtu, section.xdp, secret, size)
+            if fixed != (old.forward, old.source, old.mtu, old.xdp, running.secret, running.size):
                 # Packets go by the old one until the new one is attached.
                 former, running = running, None
         if running is None:
-            running = _open(section, secret, size, former)
+            running = open_(section, secret, size, former)
         try:
             self._change(running, section, wanted)
         except BaseException:
@@ -147,14 +134,13 @@ class PacketControl:
                     running.forwarder.close(keep=former is not None or running.forwarder.adopted)
             raise
         if former is not None:
-            same_place = former.section.role == section.role and former.section.engine == section.engine
-            former.forwarder.close(keep=same_place)
+            former.forwarder.close(keep=True)
         self._running = running
 
-    def _change(self, running: _Running, section: PacketConfig, wanted: list[Service]) -> None:
+    def _change(self, running: Running, section: PacketConfig, wanted: list[Service]) -> None:
         forwarder = running.forwarder
         former = {service.name: running.state.histories.get(service.name, History()) for service in wanted}
-        me = _me(running, section, wanted, former)
+        me = me_of(running, section, wanted, former)
         if me is not None:
             former = {one.name: former[one.name].joined_by(me, one.newest) for one in wanted}
         histories = {one.name: former[one.name].with_(one.newest) for one in wanted}
@@ -165,15 +151,15 @@ class PacketControl:
         hosts = {member.host for sets in generations.values() for each in sets for member in each}
         hosts |= {me} if me is not None else set()
         # Of those that rows still name, too.
-        numbers = running.state.numbers.among(_bounded(hosts, running.state.numbers))
-        numbered = _number(forwarder, wanted)
+        numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
+        numbered = number_services(forwarder, wanted)
         vips = {service.where[0] for service in wanted}
-        _set_up_vips(running, section, vips)
+        set_up_vips(running, section, vips)
         running.state = replace(running.state, histories=histories, numbers=numbers)
         self._save(running)
         running.section, running.me = section, me
-        running.hops = _ways(running, hosts, wait=not running.hops)
-        _set_hosts(running, hosts)
+        running.hops = look_at_hops(running, hosts, wait=not running.hops)
+        set_hosts(running, hosts)
         if me is not None:
             forwarder.set_me(numbers[me])
         for service in wanted:
@@ -192,18 +178,19 @@ class PacketControl:
         running.services = {service.name: service for service in wanted}
         running.numbers = numbered
         forwarder.flush()
-        running.links = _links(section.interfaces)
+        running.links = links_of(section.interfaces)
         running.modes = forwarder.attach(section.interfaces)
-        _set_ways(running)
+        set_ways(running)
         kept = {numbers[host] for host in hosts}
         for number in set(forwarder.hosts()) - kept:
             forwarder.drop_host(number)
             running.set_hops.pop(number, None)
         running.state = replace(running.state, numbers=numbers.among(hosts))
-        _drop_vips(running, vips if section.role == "backend" and section.manage_vip else set())
+        drop_vips(running, vips if section.role == "backend" and section.manage_vip else set())
+        self._save(running)
         self._tell_problems(running)
 
-    def _save(self, running: _Running) -> None:
+    def _save(self, running: Running) -> None:
         try:
             state.save(running.state, running.directory)
         except OSError as error:
@@ -211,28 +198,20 @@ class PacketControl:
 
     # What is looked at from time to time, in a thread.
 
-    def _look(self, running: _Running) -> None:
-        running.hops = _ways(running, set(running.hops), wait=False)
-        _set_hosts(running, set(running.hops))
+    def _look(self, running: Running) -> None:
+        running.hops = look_at_hops(running, set(running.hops), wait=False)
+        set_hosts(running, set(running.hops))
         running.forwarder.flush()
-        _set_ways(running)
-        links = _links(running.section.interfaces)
+        set_ways(running)
+        links = links_of(running.section.interfaces)
         if links != running.links and len(links) == len(running.section.interfaces):
             running.modes = running.forwarder.attach(running.section.interfaces)
             running.links = links
-        counts = {
-            f"service {name}": running.forwarder.service_counts(number)["packets"]
-            for name, number in running.numbers.items()
-        }
-        counts |= {
-            f"machine {number}": running.forwarder.host_counts(number)["packets"]
-            for number in running.set_hops
-        }
-        self._speed.observe(time.monotonic(), counts)
+        answers.observe(running, self._speed, time.monotonic())
         self._tell_problems(running)
         self._tell("", "")
 
-    def _tell_problems(self, running: _Running) -> None:
+    def _tell_problems(self, running: Running) -> None:
         for host, hop in running.hops.items():
             if host != running.me:
                 self._tell(host, hop.why)
@@ -262,7 +241,7 @@ class PacketControl:
         running = self._running
         if running is None or running.section.role != "director":
             return check, address
-        found = (one for one in running.services.values() if one.pool == pool and one.where[2] == "tcp")
+        found = (one for one in running.services.values() if one.pool == pool and one.checked)
         number = running.state.numbers.by_host.get(packet.split(address)[0])
         if (service := next(found, None)) is None or number is None:
             return check, address
@@ -281,88 +260,21 @@ class PacketControl:
         if listener is None and pool not in packet.only_packets(config):
             return {}
         client, port = packet.split(source)
-        found = self._row(pool, listener, client, port)
+        running = self._running
+        found = answers.row(running, pool, listener, client, port) if running is not None else None
         if found is None:
             return {}
         row = found["row"]
         return {"backend": row[0]["backend"] if row else None, "choices": [], "packet": found}
 
-    def _row(self, pool: str, listener: str | None, client: str, port: int) -> dict[str, Any] | None:
-        """None if no service is meant."""
-        running = self._running
-        if running is None:
-            return None
-        for service in running.services.values():
-            if service.pool != pool or listener not in (None, service.name):
-                continue
-            if (":" in client) != (":" in service.where[0]) and listener is None:
-                continue
-            found = running.forwarder.row(running.numbers[service.name], client, port)
-            hosts = {number: host for host, number in running.state.numbers.by_host.items()}
-            names = _names(running)
-            slot, row = found if found is not None else (None, ())
-            return {
-                "listener": service.name,
-                "slot": slot,
-                "row": [
-                    {"backend": (names.get(hosts.get(number, "")) or ["?"])[0], "address": hosts.get(number)}
-                    for number in row
-                    if number
-                ],
-            }
-        return None
-
     def status(self) -> PacketStatus | None:
         """A picture of this moment; None while there is no listener of mode "packet"."""
-        running = self._running
-        if running is None:
-            return None
-        section, names = running.section, _names(running)
-        owners = {member.host for one in running.services.values() for member in one.newest}
-        return PacketStatus(
-            role=section.role,
-            engine=section.engine,
-            forward=section.forward,
-            interfaces=dict(running.modes),
-            me=running.me,
-            services=[self._service(running, service) for service in running.services.values()],
-            machines=[
-                self._machine(number, hop, names.get(hop.host, []), hop.host in owners, running)
-                for number, hop in sorted(running.set_hops.items())
-            ],
-            reasons={reason: count for reason, count in running.forwarder.reasons().items() if count},
-        )
+        return answers.status(self._running, self._speed) if self._running is not None else None
 
-    def _service(self, running: _Running, service: Service) -> ServiceStatus:
-        number = running.numbers[service.name]
-        digests = running.digests[number]
-        return ServiceStatus(
-            name=service.name,
-            address=join(service.where[0], service.where[1]),
-            protocol=service.where[2],
-            pool=service.pool,
-            digest=digests.owners,
-            history_digest=digests.rows,
-            generations=len(running.tables[number].generations),
-            moved_slots=digests.moved,
-            packets_per_second=self._speed.of(f"service {service.name}"),
-            **_some(running.forwarder.service_counts(number), "packets", "bytes", "flows", "errors"),
-        )
 
-    def _machine(
-        self, number: int, hop: Hop, names: list[str], takes_new: bool, running: _Running
-    ) -> MachineStatus:
-        return MachineStatus(
-            address=hop.host,
-            number=number,
-            names=names,
-            takes_new=takes_new,
-            interface=hop.interface,
-            mac=hop.mac.hex(":") if hop.mac is not None else None,
-            problem="" if hop.host == running.me else hop.why,
-            packets_per_second=self._speed.of(f"machine {number}"),
-            **_some(running.forwarder.host_counts(number), "packets", "bytes", "flows", "second_hops"),
-        )
+def _other_part(before: PacketConfig, after: PacketConfig) -> bool:
+    """Whether this machine does something else than before, or by other means."""
+    return (before.role, before.engine) != (after.role, after.engine)
 
 
 def _check(config: Config) -> None:
@@ -377,161 +289,3 @@ def _check(config: Config) -> None:
             found.append('where BPF is not to be had, [packet] engine = "nftables" does with less')
     if found:
         raise StartError("mode packet: " + "; ".join(found))
-
-
-def _open(section: PacketConfig, secret: bytes, size: int, former: _Running | None) -> _Running:
-    directory = former.directory if former is not None else state_directory()
-    known = former.state if former is not None else state.load(directory)
-    forwarder: Forwarder
-    if section.engine == "nftables":
-        from pybalancer.packet.nft import NftForwarder
-
-        forwarder = NftForwarder(section, secret, size)
-    else:
-        forwarder = XdpForwarder(section, secret, size)
-    running = _Running(forwarder, section, secret, size, directory, known)
-    if former is None:
-        # What a process before may have left, and no table of ours refers to.
-        Ways.clean()
-    else:
-        running.ways, running.hops, running.vips = former.ways, former.hops, former.vips
-    return running
-
-
-def _me(
-    running: _Running, section: PacketConfig, wanted: list[Service], histories: Mapping[str, History]
-) -> str | None:
-    if section.role != "backend":
-        return None
-    try:
-        return find_me(section.backend, wanted, histories.values(), hops.local_addresses())
-    except PybalancerError:
-        if running.me is None:
-            raise
-        return running.me  # It has been removed, and what it has goes on.
-
-
-def _bounded(hosts: set[str], before: Numbers) -> set[str]:
-    """Those, and of the ones before as many as there are numbers for."""
-    spare = sorted(set(before.by_host) - hosts)
-    return hosts | set(spare[: max(0, MOST_NUMBERS - len(hosts))])
-
-
-def _number(forwarder: Forwarder, wanted: list[Service]) -> dict[str, int]:
-    """The numbers of services. One with the same address, port and protocol keeps its own."""
-    there = {where: number for number, where in forwarder.services().items()}
-    taken, numbered = set(there.values()), {}
-    for service in wanted:
-        number = there.get(service.where)
-        if number is None:
-            number = next((one for one in range(MOST_SERVICES) if one not in taken), None)
-        if number is None:
-            raise PybalancerError(f"there may be {MOST_SERVICES} listeners of mode packet")
-        taken.add(number)
-        numbered[service.name] = number
-    return numbered
-
-
-def _ways(running: _Running, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
-    """The next hops; with ``wait`` neighbours get a moment to answer."""
-    direct = running.section.forward == "l2"
-    found = hops.look(hosts, running.hops, direct=direct)
-    deadline = time.monotonic() + SETTLE
-    while wait and time.monotonic() < deadline:
-        if all(hop.mac is not None or hop.interface is None for hop in found.values()):
-            break
-        time.sleep(0.02)
-        found = hops.look(hosts, found, direct=direct)
-    return found
-
-
-def _set_hosts(running: _Running, hosts: set[str]) -> None:
-    for host in sorted(hosts):
-        number, hop = running.state.numbers[host], running.hops[host]
-        if running.set_hops.get(number) != hop:
-            running.forwarder.set_host(number, hop)
-            running.set_hops[number] = hop
-
-
-def _set_ways(running: _Running) -> None:
-    """For checks: through IPIP they find their way by the mark alone."""
-    section = running.section
-    if section.role != "director" or section.forward != "l2":
-        return
-    wanted = set()
-    for service in running.services.values():
-        if service.where[2] == "tcp":
-            for member in service.all:
-                hop = running.hops.get(member.host)
-                number = running.state.numbers.by_host.get(member.host)
-                if hop is not None and number is not None:
-                    wanted.add(Way.to(number, service.where[0], hop))
-    running.ways.set(way for way in wanted if way is not None)
-
-
-def _links(interfaces: Collection[str]) -> dict[str, tuple[int, str]]:
-    """Those of the interfaces that are there."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as kernel:
-        found = {link.get_attr("IFLA_IFNAME"): link for link in kernel.get_links()}
-    return {
-        name: (found[name]["index"], str(found[name].get_attr("IFLA_ADDRESS")))
-        for name in interfaces
-        if name in found
-    }
-
-
-def _set_up_vips(running: _Running, section: PacketConfig, vips: set[str]) -> None:
-    if section.role != "backend" or not section.manage_vip:
-        return
-    before = vip.quiet()
-    added = vip.add(sorted(vips - running.vips))
-    running.vips |= vips
-    running.state = replace(
-        running.state,
-        added=tuple(dict.fromkeys((*running.state.added, *added))),
-        settings={**before, **running.state.settings},
-    )
-
-
-def _drop_vips(running: _Running, wanted: set[str]) -> None:
-    if gone := [address for address in running.state.added if address not in wanted]:
-        vip.remove(gone)
-        running.vips -= set(gone)
-        running.state = replace(
-            running.state, added=tuple(one for one in running.state.added if one in wanted)
-        )
-
-
-def _close(running: _Running, keep: bool) -> None:
-    running.forwarder.close(keep=keep)
-    if keep:
-        return
-    try:
-        Ways.clean()
-        vip.remove(running.state.added)
-        if running.state.settings:
-            vip.restore(running.state.settings)
-        running.state = replace(running.state, added=(), settings={})
-        state.save(running.state, running.directory)
-    except OSError as error:
-        _log.warning("packets: not all is cleaned up: %s", error)
-
-
-def _names(running: _Running) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for service in running.services.values():
-        for member in service.all:
-            names = found.setdefault(member.host, [])
-            if member.name not in names:
-                names.append(member.name)
-    for history in running.state.histories.values():
-        for each in history.generations:
-            for member in each:
-                found.setdefault(member.host, [member.name])
-    return found
-
-
-def _some(counts: Mapping[str, int], *names: str) -> dict[str, int]:
-    return {name: counts.get(name, 0) for name in names}

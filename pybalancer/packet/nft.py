@@ -7,7 +7,6 @@ change are one transaction. They stay when the process ends, until the next one 
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import shutil
@@ -20,6 +19,7 @@ from pybalancer import _core
 from pybalancer.packet import nft_counters
 from pybalancer.packet.forwarder import Address, Digests, Table
 from pybalancer.packet.generations import Numbers
+from pybalancer.packet.services import nft_digest, nft_seed
 
 if TYPE_CHECKING:
     from pybalancer.config.model import PacketConfig
@@ -73,7 +73,7 @@ class NftForwarder:
 
     def __init__(self, section: PacketConfig, secret: bytes, size: int) -> None:
         self._section, self._secret, self._size = section, secret, size
-        self._seed = int.from_bytes(hashlib.sha256(b"pybalancer nftables " + secret).digest()[:4])
+        self._seed = nft_seed(secret)
         self._hosts: dict[int, Hop] = {}
         self._services: dict[int, Address] = {}
         self._tables: dict[int, str] = {}
@@ -111,8 +111,7 @@ class NftForwarder:
             f"mod {self._size} seed {self._seed:#x} vmap {{ {choice} }}"
         )
         self._changed = True
-        # The same table, but not the same decisions as by the other hash.
-        digest = hashlib.sha256(f"nftables {self._seed} {rows.owners_digest}".encode()).hexdigest()[:32]
+        digest = nft_digest(rows.owners_digest, self._secret)
         return Digests(digest, digest, rows.moved())
 
     def drop_service(self, number: int) -> None:

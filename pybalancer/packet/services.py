@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pybalancer import _core
 from pybalancer.config import packet
 from pybalancer.errors import PybalancerError
 from pybalancer.packet.forwarder import Address
@@ -27,11 +29,13 @@ class Service:
     where: Address
     newest: Generation
     all: tuple[Member, ...]
+    checked: bool
+    """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
     """What the configuration asks for. ``takes``: backends that are to get new flows."""
-    found = []
+    found, alone = [], packet.only_packets(config)
     for listener in packet.listeners(config):
         pool = listener.pool or ""
         vip, port = packet.split(listener.bind)
@@ -44,8 +48,35 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
         ]
         newest = generation([member for name, member in members if (pool, name) in takes])
         where = vip, port, listener.protocol
-        found.append(Service(listener.name, pool, where, newest, tuple(member for _, member in members)))
+        found.append(
+            Service(
+                name=listener.name,
+                pool=pool,
+                where=where,
+                newest=newest,
+                all=tuple(member for _, member in members),
+                checked=listener.protocol == "tcp" and pool in alone,
+            )
+        )
     return found
+
+
+def digest_of(config: Config, pool: str, secret: bytes) -> str:
+    """The fingerprint that a director has of a pool where all backends are up. Raises ``_core.PlanError``."""
+    section = config.pools[pool]
+    takers = [(each.name, each.weight, 1) for each in section.backends if each.weight]
+    digest = _core.PacketRows([takers], secret=secret, size=section.table_size).owners_digest
+    return nft_digest(digest, secret) if config.packet.engine == "nftables" else digest
+
+
+def nft_seed(secret: bytes) -> int:
+    """32 bits for the hash of nftables, which tell nothing of the secret."""
+    return int.from_bytes(hashlib.sha256(b"pybalancer nftables " + secret).digest()[:4])
+
+
+def nft_digest(owners: str, secret: bytes) -> str:
+    """The same table by another hash makes other decisions."""
+    return hashlib.sha256(f"nftables {nft_seed(secret)} {owners}".encode()).hexdigest()[:32]
 
 
 def find_me(

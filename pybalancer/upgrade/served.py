@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -183,6 +184,7 @@ class Served(Balancer):
         # Before anything is awaited: from here on this process only finishes.
         self._stopping, self.replaced_by = True, done.pid
         self._packets_wanted = False
+        self._nursery.start_soon(partial(self._packet.close, keep=True))
         self._told = trio.Event()
         self._nursery.start_soon(self._leave, done)
         seconds = trio.current_time() - began
