@@ -100,3 +100,31 @@ def test_a_ping_leaves_a_connect_alone() -> None:
             assert head is not None, "it was left again"
             for one in (filler, taken, connection):
                 one.close()
+
+
+def test_the_last_word_of_a_client_arrives_before_its_close_is_answered() -> None:
+    with two() as (balancer, backends), Mover(balancer, backends) as mover:
+        mover.backend.socket.close()
+        mover.asked_again()
+        mover.client.send(frame(TEXT, b"last word", masked=True) + close(1000, masked=True) + b"noise")
+        mover.accept()
+        assert mover.hears() == b"last word"
+        assert read_frame(mover.backend).code == 1000
+        mover.backend.socket.sendall(close(1000, masked=False))
+        assert mover.reads().code == 1000
+        mover.backend.socket.close()
+        assert mover.client.rest() == b""
+        mover.client.socket.close()
+        assert (mover.record["reason"], mover.record["client_close"]) == ("finished", 1000)
+        balanced(balancer, 1)
+
+
+def test_a_client_whose_last_word_finds_nobody_is_told() -> None:
+    with two(route={"reattach_tries": 1}) as (balancer, backends), Mover(balancer, backends) as mover:
+        mover.backend.socket.close()
+        mover.asked_again()
+        mover.client.send(frame(TEXT, b"last word", masked=True) + close(1000, masked=True))
+        mover.backend.socket.close()
+        assert mover.reads().code == 1012
+        mover.client.socket.close()
+        balanced(balancer, 0, 1)
