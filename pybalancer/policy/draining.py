@@ -125,4 +125,4 @@ def hurry(tunnels: int, *, over: float, rate: float) -> str | None:
     pace = tunnels / over if over > 0 else float(tunnels)
     if rate <= 0 or pace <= rate:
         return None
-    return f"{tunnels:,} tunnels in {over:g} s are {pace:,.6g}/s, more than the {rate:,.6g}/s that may come back"
+    return f"{tunnels:,} tunnels in {over:g} s are {pace:,.6g}/s, more than the {rate:,.6g}/s that come back"

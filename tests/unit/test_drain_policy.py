@@ -91,9 +91,9 @@ def test_what_does_not_fit_is_said_before(tunnels: int, rate: float, said: str |
             50_000,
             7.5,
             2000.0,
-            "50,000 tunnels in 7.5 s are 6,666.67/s, more than the 2,000/s that may come back",
+            "50,000 tunnels in 7.5 s are 6,666.67/s, more than the 2,000/s that come back",
         ),
-        (3, 0.0, 2.0, "3 tunnels in 0 s are 3/s, more than the 2/s that may come back"),
+        (3, 0.0, 2.0, "3 tunnels in 0 s are 3/s, more than the 2/s that come back"),
     ],
 )
 def test_a_stop_that_is_too_fast_is_said(tunnels: int, over: float, rate: float, said: str | None) -> None:
