@@ -124,8 +124,8 @@ class BalancerConfig(Section):
     watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
         10.0,
-        description="Time that TERM takes: live tunnels are told to go over three quarters of it, and aborted at "
-        "its end.",
+        description="Time that TERM takes: live tunnels are told to go over three quarters of it, and "
+        "aborted at its end.",
     )
 
 

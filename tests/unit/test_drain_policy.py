@@ -1,4 +1,4 @@
-"""What is drained, by which terms, and whether it can end in time: ``policy.draining`` and ``targets``."""
+"""What is drained, by which terms, and whether it can end in time: ``policy.draining``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import json
 
 import pytest
 
-from pybalancer import targets
-from pybalancer.config.load import load_mapping
-from pybalancer.errors import TargetError
 from pybalancer.policy.draining import Draining, Terms, hurry, shortfall, terms_of
-from pybalancer.targets import Target
 
 DEFAULT = Terms(30.0, 60.0, 1012, 0.0)
 
@@ -98,74 +94,3 @@ def test_what_does_not_fit_is_said_before(tunnels: int, rate: float, said: str |
 )
 def test_a_stop_that_is_too_fast_is_said(tunnels: int, over: float, rate: float, said: str | None) -> None:
     assert hurry(tunnels, over=over, rate=rate) == said
-
-
-def backends(*names: str) -> list[dict[str, str]]:
-    return [{"name": name, "address": f"127.0.0.1:{number}"} for number, name in enumerate(names, 9000)]
-
-
-CONFIG = load_mapping(
-    {
-        "listeners": [
-            {"name": "public", "bind": "127.0.0.1:0", "pool": "chat"},
-            {"name": "chat", "bind": "127.0.0.1:0", "pool": "rooms"},
-        ],
-        "pools": {
-            "chat": {"backends": backends("app-1", "app-2")},
-            "rooms": {"backends": backends("app-2", "rooms", "a/b")},
-        },
-    }
-)
-
-
-@pytest.mark.parametrize(
-    ("asked", "target"),
-    [
-        ({"name": "app-1"}, Target("chat", "app-1")),
-        ({"name": "rooms/app-2"}, Target("rooms", "app-2")),
-        ({"name": "rooms/a/b"}, Target("rooms", "a/b")),
-        ({"name": "a/b"}, Target("rooms", "a/b")),
-        ({"name": "public"}, Target(listener="public")),
-        ({"pool": "chat"}, Target("chat")),
-        ({"pool": "rooms", "backend": "app-2"}, Target("rooms", "app-2")),
-        ({"backend": "app-1"}, Target("chat", "app-1")),
-        ({"listener": "chat"}, Target(listener="chat")),
-        ({"everything": True}, Target()),
-    ],
-)
-def test_what_is_meant(asked: dict[str, object], target: Target) -> None:
-    assert targets.choose(CONFIG, **asked) == target  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("asked", "why"),
-    [
-        ({"name": "app-2"}, "may be one of several; say which: chat/app-2, rooms/app-2"),
-        ({"name": "chat"}, "may be one of several; say which: --listener chat, --pool chat"),
-        ({"name": "rooms"}, "may be one of several; say which: rooms/rooms, --pool rooms"),
-        ({"name": "app-3"}, "there is no backend, pool or listener 'app-3'; did you mean"),
-        ({"pool": "chatt"}, "there is no pool 'chatt'; did you mean \"chat\"?"),
-        ({"listener": "x"}, "there is no listener 'x'; there are: public, chat"),
-        ({"pool": "chat", "backend": "rooms"}, "there is no backend 'rooms'"),
-    ],
-)
-def test_what_is_not_there_or_not_clear(asked: dict[str, str], why: str) -> None:
-    with pytest.raises(TargetError) as caught:
-        targets.choose(CONFIG, **asked)  # type: ignore[arg-type]
-    assert why in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "asked", [{}, {"name": "public", "everything": True}, {"pool": "chat", "listener": "x"}]
-)
-def test_contradictions(asked: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="say one thing"):
-        targets.choose(CONFIG, **asked)  # type: ignore[arg-type]
-
-
-def test_what_a_target_is_about() -> None:
-    assert Target("chat").backends(CONFIG) == [("chat", "app-1"), ("chat", "app-2")]
-    assert Target("chat", "app-1").backends(CONFIG) == [("chat", "app-1")]
-    assert Target().listeners(CONFIG) == ["public", "chat"]
-    assert Target(listener="chat").listeners(CONFIG) == ["chat"]
-    assert Target("chat").listeners(CONFIG) == []
