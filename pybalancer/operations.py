@@ -320,6 +320,7 @@ class Operations:
         Raises TargetError, ValueError, and DrainError for a sticky pool, whose clients come back to the
         backend that they had.
         """
+        self._live()
         target = targets.choose(self._config, pool=pool)
         section = self._config.pools[pool]
         if not to_skew >= 1:

@@ -123,6 +123,7 @@ def test_another_address_is_another_server_of_the_same_keys(after: dict[str, Any
     (pool,) = diff.pools
     assert pool.moved == 0.0
     assert pool.backends == [BackendDiff("app-2", "changed", ["address"], 20, "drained")]
+    assert diff.changes == ["pool chat changed", "backend chat/app-2 changed"], "each thing once"
     assert diff.tunnels["drained"] == 20
 
 
