@@ -32,11 +32,13 @@ if TYPE_CHECKING:
         TargetError,
         UpgradeError,
     )
+    from pybalancer.tasks.commands import Command
     from pybalancer.thread import run_in_thread
 
 __all__ = [
     "AdminError",
     "Balancer",
+    "Command",
     "Config",
     "ConfigError",
     "DrainError",
@@ -54,6 +56,7 @@ __all__ = [
 _HOMES = {
     "AdminError": "pybalancer.errors",
     "Balancer": "pybalancer.balancer",
+    "Command": "pybalancer.tasks.commands",
     "Config": "pybalancer.config.model",
     "ConfigError": "pybalancer.errors",
     "DrainError": "pybalancer.errors",

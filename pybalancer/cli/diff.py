@@ -38,7 +38,7 @@ def diff(file: Path, /, *, admin: Admin = None, config: ConfigFile = None, json:
     """
     from pybalancer.admin.client import Refused, find
 
-    values, digest = _read(file)
+    values, digest, warnings = _read(file)
     try:
         answer = find(admin, config).post("/diff", {"config": values, "secret": digest})
     except Refused as error:
@@ -48,17 +48,18 @@ def diff(file: Path, /, *, admin: Admin = None, config: ConfigFile = None, json:
         if problems := error.content.get("problems"):
             raise ConfigError([Problem(**{**one, "file": str(file)}) for one in problems]) from None
         raise
+    # Those found here know where in the file.
+    answer["warnings"] = warnings
     if json:
         print_json(answer)
         return exits.FINE
-    for warning in answer["warnings"]:
-        print(warning, file=sys.stderr)
+    print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
     _show(make_console(), answer)
     return exits.FINE
 
 
-def _read(file: Path) -> tuple[dict[str, Any], str | None]:
-    """What is in the file, without secrets, and the digest of its secret if it has one that we may read.
+def _read(file: Path) -> tuple[dict[str, Any], str | None, list[str]]:
+    """What is in the file, without secrets; the digest of its secret if it has one that we may read; doubts.
 
     Raises ConfigError, which knows lines and columns: the balancer only gets what is in it.
     """
@@ -70,7 +71,7 @@ def _read(file: Path) -> tuple[dict[str, Any], str | None]:
     values = tomllib.loads(file.read_text(encoding="utf-8"))
     section = values.get("balancer", {})
     section.update({key: stand_in for key, stand_in in STAND_INS.items() if key in section})
-    return values, _digest(config)
+    return values, _digest(config), [str(problem) for problem in config.warnings]
 
 
 def _digest(config: Config) -> str | None:

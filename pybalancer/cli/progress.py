@@ -81,10 +81,11 @@ def left(drain: dict[str, Any]) -> str:
 
 
 def outcome(drain: dict[str, Any]) -> str:
-    """``closed 9,988, cut 12 in 60.1 s``."""
+    """``closed 9,988, cut 12 of 10,000 tunnels in 60.1 s``."""
     parts = [f"{how} {drain[how]:,}" for how in ("closed", "moved", "cut") if drain[how] or how == "closed"]
     if drain["left"]:
-        parts.append(f"left {drain['left']:,}")
+        # Told to go, and their last words are not said yet; or nobody told them, if it was stopped.
+        parts.append(f"{drain['left']:,} still there")
     return f"{', '.join(parts)} of {count(drain['total'], 'tunnel')} in {drain['age_seconds']:.1f} s"
 
 

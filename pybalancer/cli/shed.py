@@ -88,7 +88,7 @@ def shed(
     elif dry_run:
         print(f"it would close {count(drain['total'], 'tunnel')}")
     elif drain["state"] == "running":
-        print(f"shedding {count(drain['total'], 'tunnel')}, at most {drain['rate']:g}/s")
+        print(f"shedding, at most {drain['rate']:g}/s")
     else:
         stopped = " (stopped by somebody)" if drain["state"] == "cancelled" else ""
         print(f"shed{stopped}: {outcome(drain)}")
@@ -106,11 +106,13 @@ def _show(answer: dict[str, Any]) -> None:
     )
     if not answer["surplus"]:
         return
-    may = {part["backend"]: part["total"] for part in answer["drain"]["parts"]}
     table = Table()
     table.add_column("backend")
     table.add_column("too many", justify="right")
-    table.add_column("to close", justify="right")
+    # Who begins knows that only when the workers have looked.
+    may = {part["backend"]: part["total"] for part in answer["drain"]["parts"]} if answer["dry_run"] else {}
+    if may:
+        table.add_column("to close", justify="right")
     for backend, surplus in answer["surplus"].items():
-        table.add_row(backend, f"{surplus:,}", f"{may.get(backend, 0):,}")
+        table.add_row(backend, f"{surplus:,}", *([f"{may.get(backend, 0):,}"] if may else []))
     console.print(table)
