@@ -1,4 +1,4 @@
-"""Operations that meet: a shed and a newer one, undrain and a shed, a roll and the drains that it is made of."""
+"""Operations that meet: a shed and a newer one, undrain and a shed, a roll and its drains."""
 
 from __future__ import annotations
 
