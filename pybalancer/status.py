@@ -108,6 +108,16 @@ class BackendStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainTerms:
+    """How a pool is drained where nobody says otherwise; ``rate`` per second, 0: no bound."""
+
+    over_seconds: float
+    deadline_seconds: float
+    code: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """One pool. ``digest`` is equal on balancers that decide equally."""
 
@@ -115,6 +125,8 @@ class PoolStatus:
     policy: str
     key: str
     digest: str
+    slow_start_seconds: float
+    drain: DrainTerms
     backends: list[BackendStatus]
 
 
@@ -323,8 +335,9 @@ def workers(stats: Stats) -> list[WorkerStatus]:
 
 
 def drains(engine: Engine) -> list[DrainStatus]:
-    """Those that run and those that have just ended, oldest first."""
-    return [drain_status(drain) for drain in sorted(engine.drains(), key=lambda drain: drain.id)]
+    """Those that run and those that have just ended, oldest first; without those that only count."""
+    found = sorted(engine.drains(), key=lambda drain: drain.id)
+    return [drain_status(drain) for drain in found if not drain.counts_only]
 
 
 def drain_status(drain: Drain) -> DrainStatus:
@@ -416,6 +429,8 @@ def pools(
     now: float,
     draining: Collection[tuple[str, str]] = (),
 ) -> list[PoolStatus]:
+    from pybalancer.config.compile import drain_rate
+
     ports = engine.ports()
     found = []
     for name, pool in config.pools.items():
@@ -452,8 +467,17 @@ def pools(
                     bytes_to_client=counters.bytes_to_client,
                 )
             )
-        digest = plan.digest(name)
         found.append(
-            PoolStatus(name=name, policy=pool.policy, key=pool.key, digest=digest, backends=backends)
+            PoolStatus(
+                name=name,
+                policy=pool.policy,
+                key=pool.key,
+                digest=plan.digest(name),
+                slow_start_seconds=pool.slow_start,
+                drain=DrainTerms(
+                    pool.drain.over, pool.drain.deadline, pool.drain.code, drain_rate(config, name)
+                ),
+                backends=backends,
+            )
         )
     return found

@@ -123,7 +123,9 @@ class BalancerConfig(Section):
     )
     watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
-        10.0, description="How long TERM lets live tunnels go on before they are aborted."
+        10.0,
+        description="Time that TERM takes: live tunnels are told to go over three quarters of it, and "
+        "aborted at its end.",
     )
 
 
