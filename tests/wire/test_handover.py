@@ -330,7 +330,9 @@ def test_who_was_to_go_when_nothing_came_of_it_goes(how: str) -> None:
             assert new.old.thaw() == sent
         wanted = 8 if how == "drain" else 3
         until(lambda: old.engine.active() == 8 - wanted or gone(clients) == wanted, "their end")
-        told = until(lambda: old.engine.drains()[0].state == "done" and old.engine.drains()[0], "the end of it")
+        told = until(
+            lambda: old.engine.drains()[0].state == "done" and old.engine.drains()[0], "the end of it"
+        )
         assert told.closed + told.cut == wanted
 
 
