@@ -300,8 +300,8 @@ def test_an_order_that_is_refused_fails_it() -> None:
 def test_a_move_that_is_not_in_the_table_is_a_defect() -> None:
     pool = Pool("a", "b")
     roll = rolling(pool)
-    with pytest.raises(IllegalMove, match="a: waiting → checking"):
-        roll.acted("a", 0.0)
+    with pytest.raises(IllegalMove, match="a: waiting → acting"):
+        roll.obeyed(Order("act", "a"), 0.0)
 
 
 def test_every_step_of_the_table_is_one_and_its_ends_are_ends() -> None:
