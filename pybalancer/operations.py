@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from pybalancer import _core, targets
-from pybalancer.config import packet
 from pybalancer.config.compile import drain_rate, resolve
 from pybalancer.config.model import Config
 from pybalancer.config.secret import SECRETS, read_secret, secret_digest
 from pybalancer.errors import DrainError
-from pybalancer.packet.control import PacketControl
+from pybalancer.packet.part import PacketPart, no_drain
 from pybalancer.policy import rebalance
 from pybalancer.policy.draining import Draining, Terms, shortfall, terms_of
 from pybalancer.status import DrainResult, DrainStatus, RollResult, ShedResult, Status, drain_status, drains
@@ -44,7 +43,7 @@ it comes back empty, and by least-connections alone it would get every new tunne
 _log = logging.getLogger("pybalancer")
 
 
-class Operations:
+class Operations(PacketPart):
     """Needs what ``Balancer`` has: a plan that runs, health, statistics."""
 
     _config: Config
@@ -56,9 +55,7 @@ class Operations:
     _applying: trio.Lock
 
     def __init__(self) -> None:
-        self._packet = PacketControl()
-        self._packets_wanted = False
-        """Whether packets are this process's to forward: until it serves they are those of the one before."""
+        super().__init__()
         self._draining = Draining()
         self._drain_watcher = DrainWatcher(self._drains)
 
@@ -76,28 +73,6 @@ class Operations:
 
     def status(self) -> Status:
         raise NotImplementedError
-
-    # Packets.
-
-    def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
-        """Check the backends. Those of packets are checked where packets come from: by directors."""
-        others = packet.only_packets(config) if config.packet.role == "backend" else ()
-        self._watcher.update(config, addresses, others)
-
-    def _takers(self, health: Mapping[Key, BackendHealth]) -> set[Key]:
-        """Backends that get new flows. What has weight 0 does not, but that is no matter of health."""
-        return {key for key, known in health.items() if known.up and key not in self._draining.backends}
-
-    async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:
-        self._packets_wanted = True
-        await self._packet.apply(config, addresses, self._takers(self._health(config, addresses)), secret)
-
-    async def _close_packets(self) -> None:
-        await self._packet.close(keep=self._packets_go_on())
-
-    def _packets_go_on(self) -> bool:
-        """Whether another process forwards packets when this one has ended."""
-        return False
 
     def _drains(self) -> list[DrainStatus]:
         try:
@@ -147,7 +122,7 @@ class Operations:
             wanted = self._draining.with_(backends, target.listeners(self._config))
             if wanted != self._draining:
                 await self._set_draining(wanted)
-            if target.pool in packet.only_packets(self._config):
+            if self._only_packets(target):
                 # The workers know nothing of it: what stands ends when clients end it.
                 return DrainResult(str(target), [no_drain(target, terms)], warnings)
             if running and all(value is None for value in given.values()):
@@ -172,6 +147,8 @@ class Operations:
     ) -> DrainResult:
         """Take it back: its drain stops at once, and it gets new tunnels again. Named as for ``drain``.
 
+        A shed of its pool stops, too, whole: what is surplus changes with it.
+
         A backend whose drain had ended is brought to its share over ``slow_start`` seconds, by default
         those of its pool; it has nothing, so it would get everything.
         """
@@ -185,10 +162,12 @@ class Operations:
             stopped = [each for each in self._drains() if _concerns(each, target)]
             for each in stopped:
                 engine.cancel_drain(each.id)
-                self._go_on_with_others(each, target)
+                if each.kind != "shed":
+                    self._go_on_with_others(each, target)
             before = self._draining
             after = before.without(keys, target.listeners(self._config))
-            under_way = {(each.pool, part.backend) for each in stopped for part in each.parts}
+            drains = [each for each in stopped if each.kind != "shed"]
+            under_way = {(each.pool, part.backend) for each in drains for part in each.parts}
             for key in keys & before.backends:
                 seconds = self._config.pools[key[0]].slow_start if slow_start is None else slow_start
                 if slow_start is not None or (seconds and key not in under_way):
@@ -234,19 +213,9 @@ class Operations:
                 if target.backend is not None and not force:
                     raise DrainError(f"{target} is not drained: {why}; force it if that is meant")
                 warnings.append(why)
-        if target.pool is not None and target.pool in packet.pools(self._config):
-            warnings.append(
-                f"connections that pool {target.pool} has by packets end when they end: they are neither "
-                "counted nor closed here"
-            )
+        warnings += self._packet_warnings(target)
         short = shortfall(self._tunnels(target), over=terms.over, deadline=terms.deadline, rate=terms.rate)
         return warnings + ([short] if short else [])
-
-    def _refuse_packets(self, target: Target) -> None:
-        """Raises DrainError for a listener of mode "packet"."""
-        if target.listener in {listener.name for listener in packet.listeners(self._config)}:
-            why = f"{target} is of mode packet: connections are its backends'"
-            raise DrainError(f"{why}; to take this director out of service, withdraw its route")
 
     def _taking(self, pool: str) -> set[str]:
         """Backends of a pool that get new tunnels now."""
@@ -303,7 +272,9 @@ class Operations:
             drain.rate,
         )
         if target.backend is not None:
-            others = [part.backend for part in drain.parts if part.backend != target.backend]
+            # A reload may have removed one of them meanwhile.
+            known = {name for _, name in Target(pool=drain.pool).backends(self._config)} - {target.backend}
+            others = [part.backend for part in drain.parts if part.backend in known]
             if others:
                 self._begin(Target(pool=drain.pool), terms, others)
         elif target.listener is not None and drain.listener is None:
@@ -353,11 +324,12 @@ class Operations:
         What a backend has above ``to_skew`` times its fair share is surplus. In a pool that hashes only
         those are closed that the table would place elsewhere now. At most ``rate`` per second go: by
         default as the pool's ``rebalance`` or ``drain`` says, else as many as end within its drain time.
-        ``dry_run`` counts only.
+        ``dry_run`` counts only. A shed of this pool that is under way gives way to a new one.
 
         Raises TargetError, ValueError, and DrainError for a sticky pool, whose clients come back to the
         backend that they had.
         """
+        self._live()
         target = targets.choose(self._config, pool=pool)
         section = self._config.pools[pool]
         if not to_skew >= 1:
@@ -367,6 +339,10 @@ class Operations:
         loads = self.loads(pool)
         surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
         skew = rebalance.skew(loads)
+        if not dry_run:
+            for each in self._drains():
+                if each.state == "running" and each.kind == "shed" and each.pool == pool:
+                    self._live().cancel_drain(each.id)
         if not surplus:
             return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
         if rate is None:
@@ -446,9 +422,7 @@ class Operations:
 
         self._live()
         targets.choose(self._config, pool=pool)
-        if pool in packet.only_packets(self._config):
-            why = "packets go there, and nobody here knows when its connections have ended"
-            raise DrainError(f"pool {pool} is not rolled: {why}; drain its backends one by one")
+        self._refuse_roll_of_packets(pool)
         terms = self._terms(
             Target(pool=pool), {"over": over, "deadline": deadline, "code": code, "rate": rate}
         )
@@ -554,29 +528,6 @@ class Operations:
         self._restored = ()
 
 
-def no_drain(target: Target, terms: Terms) -> DrainStatus:
-    """A drain that had nothing to do."""
-    return DrainStatus(
-        id=0,
-        kind="drain",
-        what=str(target),
-        pool=target.pool,
-        listener=target.listener,
-        parts=[],
-        total=0,
-        left=0,
-        closed=0,
-        cut=0,
-        moved=0,
-        age_seconds=0.0,
-        over_seconds=terms.over,
-        deadline_seconds=terms.deadline,
-        rate=terms.rate,
-        code=terms.code,
-        state="done",
-    )
-
-
 def _is(drain: DrainStatus, target: Target, backends: Sequence[Key]) -> bool:
     """Whether it is a drain of just this, and runs."""
     if drain.state != "running" or drain.kind != "drain":
@@ -588,11 +539,12 @@ def _is(drain: DrainStatus, target: Target, backends: Sequence[Key]) -> bool:
 
 def _concerns(drain: DrainStatus, target: Target) -> bool:
     """Whether it runs, and undraining this stops it or a part of it."""
-    if drain.state != "running" or drain.kind not in ("drain", "down"):
+    if drain.state != "running" or drain.kind not in ("drain", "down", "shed"):
         return False
     if target.everything:
         return True
     if target.listener is not None:
         return drain.listener == target.listener or (drain.listener is None and drain.pool is None)
     names = {part.backend for part in drain.parts}
-    return drain.pool == target.pool and (target.backend is None or target.backend in names)
+    whole = target.backend is None or drain.kind == "shed"
+    return drain.pool == target.pool and (whole or target.backend in names)
