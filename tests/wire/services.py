@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class Services:
     @property
     def command(self) -> str:
         """For ``--exec``."""
-        return shlex.join([sys.executable, "-I", "-S", str(SERVICE), "restart", str(self.folder), "{name}"])
+        words = [sys.executable, "-I", "-S", str(SERVICE), "restart", str(self.folder)]
+        return f"{shlex.join(words)} {{name}}"
 
     def start(self) -> None:
         """All of them."""
@@ -43,7 +45,25 @@ class Services:
     @property
     def restarts(self) -> list[str]:
         """Who was restarted, in this order."""
-        book = self.folder / "restarts"
+        return self._noted("restarts")
+
+    def hold(self, *names: str) -> None:
+        """Their restarts wait from now on."""
+        for name in names:
+            os.mkfifo(self.folder / f"{name}.gate")
+
+    def reached(self, *names: str) -> None:
+        """Wait until all of their restarts wait."""
+        until(lambda: set(names) <= set(self._noted("reached")), f"restarts of {names}")
+
+    def release(self, name: str) -> None:
+        """Let go on who waits."""
+        gate = self.folder / f"{name}.gate"
+        gate.open("w").close()
+        gate.unlink()
+
+    def _noted(self, what: str) -> list[str]:
+        book = self.folder / what
         return book.read_text().split() if book.exists() else []
 
     def toml(self, pool: str = "chat") -> str:
@@ -110,3 +130,25 @@ def visit(address: str, count: int, least: Sequence[str] = ()) -> list[Visitor]:
 
     until(all_there, f"a client at each of {least}")
     return made
+
+
+@contextlib.contextmanager
+def leaving(visitors: Sequence[Visitor]) -> Iterator[list[bool]]:
+    """Meanwhile they go when they are told to. Of each that has gone whether its end was a clean one."""
+    ends: list[bool] = []
+    left = {visitor.socket: visitor for visitor in visitors}
+    enough = threading.Event()
+
+    def watch() -> None:
+        while left and not enough.is_set():
+            for ready in select.select(list(left), [], [], 0.05)[0]:
+                ends.append(left.pop(ready).ended())
+                ready.close()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield ends
+    finally:
+        enough.set()
+        thread.join()

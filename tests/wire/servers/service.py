@@ -2,7 +2,9 @@
 
 ``service.py serve NAME PORT`` listens there and, to each client, says its name and process id in one line and
 echoes then. ``service.py restart FOLDER NAME`` ends the one that runs and starts another in its place; it
-returns when that listens. The folder has a file ``NAME.port``, and gets ``NAME.pid`` and ``restarts``.
+returns when that listens. The folder has a file ``NAME.port``, and gets ``NAME.pid`` and ``restarts``. Where
+it has a pipe ``NAME.gate``, a restart waits for somebody to open that, and notes in ``reached`` that it
+waits.
 """
 
 from __future__ import annotations
@@ -46,6 +48,10 @@ def serve(name: str, port: str) -> None:
 
 
 def restart(folder: Path, name: str) -> None:
+    gate = folder / f"{name}.gate"
+    if gate.exists():
+        note(folder / "reached", name)
+        gate.open().close()
     book = folder / f"{name}.pid"
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         handle = os.pidfd_open(int(book.read_text()))
@@ -63,9 +69,13 @@ def restart(folder: Path, name: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"listening\n"
     book.write_text(str(process.pid))
-    with (folder / "restarts").open("a") as restarts:
-        restarts.write(f"{name}\n")
+    note(folder / "restarts", name)
     print(f"{name} restarted")
+
+
+def note(book: Path, name: str) -> None:
+    with book.open("a") as file:
+        file.write(f"{name}\n")
 
 
 if __name__ == "__main__":
