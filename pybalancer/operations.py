@@ -272,7 +272,9 @@ class Operations:
             drain.rate,
         )
         if target.backend is not None:
-            others = [part.backend for part in drain.parts if part.backend != target.backend]
+            # A reload may have removed one of them meanwhile.
+            known = {name for _, name in Target(pool=drain.pool).backends(self._config)} - {target.backend}
+            others = [part.backend for part in drain.parts if part.backend in known]
             if others:
                 self._begin(Target(pool=drain.pool), terms, others)
         elif target.listener is not None and drain.listener is None:

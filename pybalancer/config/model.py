@@ -398,8 +398,9 @@ class DrainConfig(Section):
     )
     rate: Rate | None = Field(
         None,
-        description="Tunnels that are told to go per time at most, however many there are. Default: the "
-        "smallest `handshakes` of the listeners that lead here, so that all may come back; else no bound.",
+        description="Tunnels of the pool that are told to go per time at most, however many there are, and "
+        "by however many drains at once. Default: the smallest `handshakes` of the listeners that lead "
+        "here, so that all may come back; else no bound.",
         examples=["500/s"],
     )
 

@@ -314,7 +314,7 @@ def test_frames_are_followed_across_processes(environment: dict[str, str], tmp_p
             running.serving.line("1 tunnels? ha")
             client.sendall(whole[600:])
             assert read_exactly(client, 404) == whole[600:]
-            assert read_exactly(client, 4) == bytes([0x80 | CLOSE, 2, 0x03, 0xE9])
+            assert read_exactly(client, 4) == bytes([0x80 | CLOSE, 2, 0x03, 0xF4])
 
 
 def test_limits_of_messages_hold_across_processes(environment: dict[str, str], tmp_path: Path) -> None:

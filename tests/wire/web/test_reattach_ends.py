@@ -1,4 +1,4 @@
-"""Re-attach where something else ends in the same moment: nothing is lost unseen, nobody waits in vain."""
+"""Re-attach where something else ends in the same moment: nothing is lost unseen, nobody waits."""
 
 from __future__ import annotations
 
@@ -82,8 +82,9 @@ def test_a_client_that_is_slow_loses_nothing_unseen_when_patience_ends() -> None
 
 
 def test_a_ping_leaves_a_connect_alone() -> None:
-    """A client is pinged while the next backend's queue is full: the connect is noticed once it is made."""
-    with two(route={"ping": 0.2, "ping_timeout": 5.0}, pool={"connect_timeout": 8.0}) as (balancer, backends):
+    """A client is pinged while the next backend's queue is full: the connect is noticed when it stands."""
+    route, pool = {"ping": 0.2, "ping_timeout": 5.0}, {"connect_timeout": 8.0}
+    with two(route=route, pool=pool) as (balancer, backends):
         with Mover(balancer, backends) as mover, socket.socket() as full:
             full.bind(("127.0.0.1", 0))
             full.listen(0)

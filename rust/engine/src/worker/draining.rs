@@ -161,6 +161,10 @@ impl Worker {
         drains.retain_mut(|draining| self.advance_drain(draining));
         // Whoever joined meanwhile was not seen by those that were taken out.
         drains.append(&mut self.drains);
+        // They may share a cap: another one is asked first the next time.
+        if drains.len() > 1 {
+            drains.rotate_left(1);
+        }
         self.drains = drains;
     }
 
