@@ -314,7 +314,7 @@ def test_a_full_table_refuses_and_nothing_is_lost() -> None:
 
 @pytest.mark.parametrize("how", ["drain", "shed"])
 def test_who_was_to_go_when_nothing_came_of_it_goes(how: str) -> None:
-    """A drain whose deadline passes while its tunnels are frozen cuts them, a shed takes what it was to."""
+    """A drain whose deadline passes while its tunnels are frozen cuts them; a shed takes what it should."""
     with server() as backend, proxy([backend], pool={"policy": "least-connections"}) as old:
         clients = [connect(old.address) for _ in range(8)]
         assert all(echoes(client) for client in clients)
