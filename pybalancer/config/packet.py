@@ -132,6 +132,9 @@ def doubts(config: Config) -> Iterator[Finding]:
         yield ("packet",), 'no listener is of mode "packet"', None
     if section.engine == "nftables" and "xdp" in section.model_fields_set:
         yield ("packet", "xdp"), 'means nothing with engine = "nftables"', None
+    if met and config.balancer.secret is None and config.balancer.secret_file is None:
+        why = "without it each machine makes its own, and no two of them send a packet to the same backend"
+        yield ("balancer", "secret_file"), why, "the same on all: openssl rand -hex 16"
     for name in sorted(only_packets(config)):
         pool = config.pools[name]
         yield from _unused(("pools", name), pool)

@@ -1,73 +1,21 @@
-"""Backends as an operator has them: processes that a command restarts.
-
-``python -m tests.wire.services serve NAME PORT`` listens there and, to each client, says its name and process
-id in one line and echoes then. ``python -m tests.wire.services restart FOLDER NAME`` ends the one that runs
-and starts another in its place; it returns when that listens.
-"""
+"""Backends that a command restarts (``servers/service.py``), and clients that see which of them they have."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
+import select
+import shlex
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .net import PATIENCE, connect, read_exactly, reserved, until
 
-ROOT = Path(__file__).parents[2]
-
-
-def serve(name: str, port: str) -> None:
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("127.0.0.1", int(port)))
-    listening.listen(1024)
-    print("listening", flush=True)
-    selector = selectors.DefaultSelector()
-    selector.register(listening, selectors.EVENT_READ)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is listening:
-                connection, _ = listening.accept()
-                connection.sendall(f"{name} {os.getpid()}\n".encode())
-                selector.register(connection, selectors.EVENT_READ)
-                continue
-            connection = key.fileobj  # type: ignore[assignment]
-            data = b""
-            with contextlib.suppress(OSError):
-                data = connection.recv(1 << 16)
-                connection.sendall(data)
-            if not data:
-                selector.unregister(connection)
-                connection.close()
-
-
-def restart(folder: Path, name: str) -> None:
-    book = folder / f"{name}.pid"
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        pid = int(book.read_text())
-        handle = os.pidfd_open(pid)
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        with selectors.DefaultSelector() as selector:
-            selector.register(handle, selectors.EVENT_READ)
-            assert selector.select(PATIENCE), f"{name} does not end"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.wire.services", "serve", name, (folder / f"{name}.port").read_text()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"listening\n"
-    book.write_text(str(process.pid))
-    print(f"{name} restarted")
+SERVICE = Path(__file__).parent / "servers" / "service.py"
 
 
 class Services:
@@ -80,19 +28,43 @@ class Services:
     @property
     def command(self) -> str:
         """For ``--exec``."""
-        return f"{sys.executable} -m tests.wire.services restart {self.folder} {{name}}"
+        words = [sys.executable, "-I", "-S", str(SERVICE), "restart", str(self.folder)]
+        return f"{shlex.join(words)} {{name}}"
 
-    def start(self, name: str) -> None:
-        """It, or another in its place."""
-        command = self.command.replace("{name}", name).split()
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-    def pid(self, name: str) -> int:
-        return int((self.folder / f"{name}.pid").read_text())
+    def start(self) -> None:
+        """All of them."""
+        commands = [shlex.split(self.command.replace("{name}", name)) for name in self.addresses]
+        starting = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+        assert [process.wait(PATIENCE) for process in starting] == [0] * len(starting)
+        (self.folder / "restarts").unlink()
 
     @property
     def pids(self) -> dict[str, int]:
-        return {name: self.pid(name) for name in self.addresses}
+        return {name: int((self.folder / f"{name}.pid").read_text()) for name in self.addresses}
+
+    @property
+    def restarts(self) -> list[str]:
+        """Who was restarted, in this order."""
+        return self._noted("restarts")
+
+    def hold(self, *names: str) -> None:
+        """Their restarts wait from now on."""
+        for name in names:
+            os.mkfifo(self.folder / f"{name}.gate")
+
+    def reached(self, *names: str) -> None:
+        """Wait until all of their restarts wait."""
+        until(lambda: set(names) <= set(self._noted("reached")), f"restarts of {names}")
+
+    def release(self, name: str) -> None:
+        """Let go on who waits."""
+        gate = self.folder / f"{name}.gate"
+        gate.open("w").close()
+        gate.unlink()
+
+    def _noted(self, what: str) -> list[str]:
+        book = self.folder / what
+        return book.read_text().split() if book.exists() else []
 
     def toml(self, pool: str = "chat") -> str:
         return "".join(
@@ -101,23 +73,22 @@ class Services:
         )
 
     def close(self) -> None:
-        for name in self.addresses:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                os.kill(self.pid(name), signal.SIGKILL)
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def services(folder: Path, names: Sequence[str]) -> Iterator[Services]:
     """As many as there are names, running."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     with contextlib.ExitStack() as stack:
         addresses = {name: stack.enter_context(reserved()) for name in names}
         for name, address in addresses.items():
             (folder / f"{name}.port").write_text(address.rpartition(":")[2])
         made = Services(folder, addresses)
+        made.start()
         stack.callback(made.close)
-        for name in names:
-            made.start(name)
         yield made
 
 
@@ -134,6 +105,10 @@ class Visitor:
     def echoes(self) -> bool:
         self.socket.sendall(b"still there?")
         return read_exactly(self.socket, 12) == b"still there?"
+
+    def told_to_go(self) -> bool:
+        """Whether its end is there already. It gets nothing else unasked."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def ended(self) -> bool:
         """Wait for its end; whether that was a clean one."""
@@ -157,8 +132,23 @@ def visit(address: str, count: int, least: Sequence[str] = ()) -> list[Visitor]:
     return made
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(*sys.argv[2:])
-    else:
-        restart(Path(sys.argv[2]), sys.argv[3])
+@contextlib.contextmanager
+def leaving(visitors: Sequence[Visitor]) -> Iterator[list[bool]]:
+    """Meanwhile they go when they are told to. Of each that has gone whether its end was a clean one."""
+    ends: list[bool] = []
+    left = {visitor.socket: visitor for visitor in visitors}
+    enough = threading.Event()
+
+    def watch() -> None:
+        while left and not enough.is_set():
+            for ready in select.select(list(left), [], [], 0.05)[0]:
+                ends.append(left.pop(ready).ended())
+                ready.close()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield ends
+    finally:
+        enough.set()
+        thread.join()
