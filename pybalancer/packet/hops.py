@@ -14,6 +14,7 @@ from typing import Any, Final
 
 USE: Final = 1
 """NTF_USE: as if a packet were to be sent."""
+INCOMPLETE: Final = 0x01
 REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 KNOWN: Final = REACHABLE | STALE | DELAY | PROBE | NOARP | PERMANENT
 """States of a neighbour that has a hardware address (NUD_VALID)."""
@@ -60,9 +61,11 @@ def look(hosts: Collection[str], before: Mapping[str, Hop], *, direct: bool) -> 
             known = before.get(host)
             if mac is None and known is not None and (known.interface, known.via) == (hop.interface, hop.via):
                 mac = known.mac
-            why = "" if state & KNOWN else f"{next_host} does not answer on {hop.interface} (ARP)"
-            if ":" in next_host and why:
-                why = why.replace("ARP", "neighbour discovery")
+            how = "neighbour discovery" if ":" in next_host else "ARP"
+            why = "" if state & KNOWN else f"{next_host} does not answer on {hop.interface} ({how})"
+            if mac is not None and state in (0, INCOMPLETE):
+                # It is being asked: what was true before is, until that has ended.
+                why = known.why if known is not None else ""
             done[host] = Hop(host, hop.interface, hop.via, hop.source, mac, why)
     return done
 

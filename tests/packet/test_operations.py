@@ -95,6 +95,7 @@ def test_a_neighbour_that_does_not_answer_is_shown(start: Start) -> None:
     problems = {one["address"]: one["problem"] for one in director.packet()["machines"]}
     assert problems["10.0.0.11"] == ""
     assert "does not answer" in problems["10.0.0.12"]
+    assert not any("10.0.0.11: " in line for line in director.lines)
     fleet.agents["b2"].machine.on()
     director.line(r"packets: 10\.0\.0\.12: it works again")
 
