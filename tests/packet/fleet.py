@@ -27,16 +27,18 @@ class Plan:
     health: str = ""
     six: bool = False
     """Backends are known by their IPv6 addresses."""
-    more: str = ""
+    vips: tuple[str, ...] = (VIP, f"[{VIP6}]")
+    """Checks ask the first."""
 
     def text(self) -> str:
         lines = [f'[packet]\ninterfaces = ["eth0"]\nforward = "{self.forward}"\nengine = "{self.engine}"']
         lines.append('xdp = "native"' if self.engine == "xdp" else "")
-        for name, vip in (("vip", VIP), ("vip6", f"[{VIP6}]")):
+        for vip in self.vips:
+            name = "vip6" if vip.startswith("[") else "vip"
             lines.append(
                 f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"'
             )
-        lines.append(f"[pools.chat]\n{self.more}")
+        lines.append("[pools.chat]")
         for machine in self.backends:
             address = f"[{machine.address6}]" if self.six else machine.address
             lines.append(f'[[pools.chat.backends]]\nname = "{machine.name}"\naddress = "{address}:{PORT}"')
