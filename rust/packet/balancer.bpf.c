@@ -50,7 +50,12 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 // Maps and what is in them.
 extern u64 settings, interfaces, services, tables, backends, counters, of_services, of_backends;
 
-struct settings { u64 key[4]; u32 size, me; };          // SipHash's state after the key; slots; an agent's id
+enum { MOST_SERVICES = 256 };
+struct settings {
+    u64 key[4];                     // SipHash's state after the key
+    u32 size, me;                   // slots of tables; which backend an agent is
+    u32 live[MOST_SERVICES];        // which of a service's two tables; one store swaps them
+};
 struct interface { u8 mac[6]; u16 zero; };
 struct service_key { u8 address[16]; u16 port; u8 protocol, zero; };    // port and protocol 0: the address
 struct service { u32 number, mtu; };
@@ -260,10 +265,11 @@ INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struc
 }
 
 // The row of a flow: four backend ids, the owner first. One load, so it is of one table.
-INLINE u64 row(u32 number, u64 hashed, u32 size) {
-    void *table = map_lookup(&tables, &number);
+INLINE u64 row(const struct settings *set, u32 number, u64 hashed) {
+    u32 place = number * 2 + (set->live[number & (MOST_SERVICES - 1)] & 1);
+    void *table = map_lookup(&tables, &place);
     if (!table) return 0;
-    u32 slot = (hashed >> 32) * size >> 32;
+    u32 slot = (hashed >> 32) * set->size >> 32;
     u64 *entry = map_lookup(table, &slot);
     return entry ? *entry : 0;
 }
@@ -396,7 +402,7 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
         return XDP_PASS;
     }
     count_service(service->number, &flow);
-    u64 hashed = hash(set, &flow), entry = row(service->number, hashed, set->size);
+    u64 hashed = hash(set, &flow), entry = row(set, service->number, hashed);
     u32 id = entry & 0xffff;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
     if (!id && !flow.opening) id = entry >> 16 & 0xffff;
@@ -515,7 +521,7 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(set, &flow);
-    u32 next = next_of(row(service->number, hashed, set->size), me, flow.hops);
+    u32 next = next_of(row(set, service->number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= 4) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);

@@ -212,7 +212,7 @@ impl PacketPath {
     }
 
     fn backends(&self, py: Python<'_>) -> PyResult<Vec<u16>> {
-        self.with(py, |path| Ok(path.backends_there()))
+        self.with(py, |path| Ok(path.backends()))
     }
 
     fn set_me(&self, py: Python<'_>, id: u16) -> PyResult<()> {

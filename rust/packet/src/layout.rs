@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use pybalancer_core::flow::Secret;
+use pybalancer_core::flow::{FlowHasher, Secret};
 
 /// Backends are known by numbers from 1 to this.
 pub const MAX_ID: u16 = 1023;
@@ -58,7 +58,16 @@ pub const REASONS: [(&str, &str); 15] = [
 
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
 /// service, count of a backend, number of reasons.
-pub const LAYOUT: [u32; 8] = [40, 8, 20, 8, 128, 32, 32, REASONS.len() as u32];
+pub const LAYOUT: [u32; 8] = [
+    40 + 4 * MAX_SERVICES,
+    8,
+    20,
+    8,
+    128,
+    32,
+    32,
+    REASONS.len() as u32,
+];
 
 /// Words of 4 bytes of a hop.
 pub const HOP_WORDS: usize = 15;
@@ -73,20 +82,24 @@ pub fn address_bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// `struct settings`
-pub fn settings(secret: &Secret, size: u32, me: u16) -> [u8; 40] {
-    let mut bytes = [0; 40];
-    let key = pybalancer_core::flow::FlowHasher::new(secret).state();
-    let words = key
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .chain(size.to_ne_bytes())
-        .chain(u32::from(me).to_ne_bytes());
+/// The beginning of `struct settings`: SipHash's state after the key, and the number of slots.
+pub fn settings(secret: &Secret, size: u32) -> [u8; 36] {
+    let mut bytes = [0; 36];
+    let words = FlowHasher::new(secret)
+        .state()
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .chain(size.to_ne_bytes());
     for (place, byte) in bytes.iter_mut().zip(words) {
         *place = byte;
     }
     bytes
 }
+
+/// Which word of 4 bytes of `struct settings` says who we are.
+pub const ME_WORD: usize = 9;
+/// From which word on it says which table of each service is live.
+pub const LIVE_WORD: usize = 10;
 
 /// Protocols that services can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

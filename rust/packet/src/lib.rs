@@ -5,10 +5,13 @@
 
 pub mod attach;
 pub mod error;
+pub mod grace;
+pub mod kernel;
 pub mod layout;
 pub mod loader;
 pub mod object;
 pub mod path;
 pub mod pins;
+pub mod services;
 pub mod support;
 mod sys;

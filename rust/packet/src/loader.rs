@@ -1,6 +1,5 @@
 //! Maps and programs of one role: made anew, or found where a process before left them.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -75,13 +74,13 @@ impl Maps {
         }
         let ids = MAX_ID as u32 + 1;
         [
-            ("settings", of(ARRAY, 4, LAYOUT[0], 1, 0)),
+            ("settings", of(ARRAY, 4, LAYOUT[0], 1, MMAPABLE)),
             ("interfaces", of(HASH, 4, LAYOUT[1], MAX_INTERFACES, 0)),
             (
                 "services",
                 of(HASH, LAYOUT[2], LAYOUT[3], 2 * MAX_SERVICES, 0),
             ),
-            ("tables", of(ARRAY_OF_MAPS, 4, 4, MAX_SERVICES, 0)),
+            ("tables", of(ARRAY_OF_MAPS, 4, 4, 2 * MAX_SERVICES, 0)),
             (
                 "backends",
                 of(ARRAY, 4, (BACKEND_WORDS * 4) as u32, ids, MMAPABLE),
@@ -199,24 +198,6 @@ impl Maps {
                 PacketError::new(format!("{refused}; the verifier says:\n{log}"))
             }
         })
-    }
-
-    /// A sum over all CPUs of the words of a per-CPU value.
-    pub fn sums(
-        map: BorrowedFd<'_>,
-        index: u32,
-        words: usize,
-        cpus: usize,
-    ) -> io::Result<Vec<u64>> {
-        let mut value = vec![0; words * 8 * cpus];
-        sys::map_lookup(map, &index.to_ne_bytes(), &mut value)?;
-        let mut sums = vec![0_u64; words];
-        for (place, eight) in value.chunks_exact(8).enumerate() {
-            if let (Some(sum), Ok(eight)) = (sums.get_mut(place % words), eight.try_into()) {
-                *sum = sum.wrapping_add(u64::from_ne_bytes(eight));
-            }
-        }
-        Ok(sums)
     }
 }
 
