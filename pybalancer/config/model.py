@@ -513,8 +513,8 @@ class PacketConfig(Section):
     )
     interfaces: tuple[Interface, ...] = Field(
         (),
-        description="Network interfaces on which the packets arrive. Needed where a listener is of mode "
-        "`packet`.",
+        description="Network interfaces on which the packets arrive, and those that lead to backends. "
+        "Needed where a listener is of mode `packet`.",
         examples=[["eth0"]],
     )
     forward: Literal["l2", "ipip"] = Field(

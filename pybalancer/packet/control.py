@@ -81,10 +81,10 @@ class PacketControl:
                 try:
                     wanted = services(config, addresses, takes)
                     await trio.to_thread.run_sync(self._apply, config, wanted, secret)
-                except (_core.PacketError, _core.PlanError, PybalancerError) as error:
-                    raise StartError(f"packets go as before: {error}") from error
-                except OSError as error:
-                    raise StartError(f"packets go as before: {error.strerror or error}") from error
+                except (_core.PacketError, _core.PlanError, PybalancerError, OSError) as error:
+                    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                    what = "packets go as before" if self._running is not None else "mode packet"
+                    raise StartError(f"{what}: {why}") from error
 
     async def run(self) -> NoReturn:
         """Follow next hops, interfaces and counts until cancelled."""
@@ -204,19 +204,28 @@ class PacketControl:
         running.forwarder.flush()
         set_ways(running)
         links = links_of(running.section.interfaces)
-        if links != running.links and len(links) == len(running.section.interfaces):
-            running.modes = running.forwarder.attach(running.section.interfaces)
+        if links != running.links:
             running.links = links
+            # One that comes back is another one to the kernel.
+            running.modes = running.forwarder.attach(
+                [one for one in running.section.interfaces if one in links]
+            )
         answers.observe(running, self._speed, time.monotonic())
         self._tell_problems(running)
         self._tell("", "")
 
     def _tell_problems(self, running: Running) -> None:
-        for host, hop in running.hops.items():
-            if host != running.me:
-                self._tell(host, hop.why)
-        for host in self._told.keys() - running.hops.keys() - {"", "state"}:
-            del self._told[host]
+        owners = {member.host for service in running.services.values() for member in service.all}
+        # A former owner that was removed may well be switched off.
+        problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
+        problems |= {
+            name: "" if name in running.links else "there is no such interface"
+            for name in running.section.interfaces
+        }
+        for what, problem in problems.items():
+            self._tell(what, problem)
+        for what in self._told.keys() - problems.keys() - {"", "state"}:
+            del self._told[what]
 
     def _tell(self, what: str, problem: str) -> None:
         """Each problem once, and its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pybalancer.admin.client import Client
+from pybalancer.packet.forwarder import pin_name
 from tests.wire.serving import Serving, environment_in
 
 from .topology import PORT, VIP, VIP6, Machine, Site
+
+PINS = Path("/sys/fs/bpf")
 
 
 @dataclass
@@ -83,6 +87,16 @@ class Serve(Serving):
         packet: dict[str, Any] = self.client.get("/status")["packet"]
         return packet
 
+    def forget(self) -> None:
+        """Remove what a process that was killed has left in the kernel, as the end of its machine would."""
+        with self.machine.space.inside():
+            for role in ("director", "agent"):
+                shutil.rmtree(PINS / pin_name(role), ignore_errors=True)
+
+    def close(self) -> None:
+        super().close()
+        self.forget()
+
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
         return self.wait()
@@ -124,7 +138,7 @@ class Fleet:
     def crash(self, serving: Serve) -> None:
         """The process dies, and its machine does not."""
         serving.process.kill()
-        serving.close()
+        Serving.close(serving)
 
     def start_again(self, serving: Serve) -> Serve:
         """After that, or after its end."""
@@ -139,7 +153,7 @@ class Fleet:
         serving = self.directors.pop(director)
         serving.machine.off()
         serving.process.kill()
-        serving.wait()
+        serving.close()
         living = [one.machine for one in self.directors.values()]
         self.site.route_to(living)
 

@@ -12,7 +12,7 @@ from .topology import VIP, VIP6
 
 pytestmark = needs_namespaces
 
-CHECK = 'kind = "websocket"\ninterval = "200ms"\ntimeout = "1s"\nfall = 2\nrise = 1'
+CHECK = 'kind = "websocket"\ninterval = "200ms"\ntimeout = "3s"\nfall = 2\nrise = 1'
 FOUR_FIRST, SIX_FIRST = (VIP, f"[{VIP6}]"), (f"[{VIP6}]", VIP)
 
 

@@ -21,7 +21,7 @@ from .topology import VIP, VIP6
 pytestmark = needs_namespaces
 
 MANY = 500
-CHECK = 'kind = "websocket"\ninterval = "200ms"\ntimeout = "1s"\nfall = 2\nrise = 1'
+CHECK = 'kind = "tcp"\ninterval = "200ms"\ntimeout = "1s"\nfall = 2\nrise = 1'
 
 
 def open_both(talking: Talks, count: int) -> None:
