@@ -10,7 +10,7 @@
 #                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
 #   make bench-packet
 #                 what a packet costs in packet mode, and what breaks when backends change (as root)
-#   make bpf      the packet programs anew, after a change of rust/packet/balancer.bpf.c
+#   make bpf      the programs of the packet room, after a change of rust/packet/balancer.bpf.c
 #   make build    the extension module, into this checkout
 #
 # Needs Python >= 3.11 with venv, a Rust toolchain and a C compiler.
@@ -55,8 +55,9 @@ lint: build
 test-rust: build
 	cargo test --profile ci --quiet
 
+# Most tests wait for sockets and processes: two files at a time take little more than half the time.
 test-python: build
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 conformance: build
 	$(BIN)/python -m tests.conformance target/conformance
@@ -75,8 +76,9 @@ bench-ripple: build
 bench-packet: build
 	$(BIN)/python -m bench.packet --write
 
+# Who changes the programs for the kernel compiles them; the object is committed.
 bpf: $(VENV)/.ready
-	$(BIN)/python tools/make_bpf.py
+	$(BIN)/python tools/build_bpf.py
 
 docs: build
 	$(BIN)/python -m pybalancer.config.reference > docs/config.md

@@ -322,6 +322,9 @@ class Drain:
     @property
     def code(self) -> int: ...
     @property
+    def counts_only(self) -> bool:
+        """A dry run of a shed: nobody is told to go."""
+    @property
     def state(self) -> Literal["running", "done", "cancelled"]: ...
 
 @final
@@ -491,8 +494,8 @@ class PacketError(RuntimeError):
 class PacketRows:
     """Rows of one service: who owns each slot, and who owned it before.
 
-    ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 4 of them; ids are this
-    host's own, from 1 to 1023, and a name has the same one in all. Tables are keyed by ``secret`` as those
+    ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 16 of them; ids are this
+    host's own, from 1 to 1023. Tables are keyed by ``secret`` as those
     of pools are. PlanError for what contradicts itself.
     """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 import trio
 
 from pybalancer import _core
-from pybalancer.config import load
+from pybalancer.config import load, packet
 from pybalancer.config.compile import compile_plan, resolve
 from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
@@ -30,8 +30,10 @@ from pybalancer.errors import (
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
 from pybalancer.operations import Operations
 from pybalancer.policy.coalesce import Coalescer
+from pybalancer.policy.draining import hurry
 from pybalancer.policy.health import BackendHealth, apply_panic, unknown
 from pybalancer.status import LastReload, ReloadResult, Status, UpgradeResult
+from pybalancer.targets import Target
 from pybalancer.tasks import events, rebalance
 from pybalancer.tasks.health import HealthWatcher
 from pybalancer.tasks.logs import RecordWriter
@@ -58,6 +60,9 @@ RETRY: Final = 1.0
 
 LEAVING: Final = 0.75
 """Part of the grace in which all are told to go: the last of them must have time to answer, too."""
+
+MARGIN: Final = 60.0
+"""Seconds: more than it takes to stop once the grace is over."""
 
 
 class Balancer(Operations):
@@ -148,7 +153,8 @@ class Balancer(Operations):
         config = await trio.to_thread.run_sync(self._load, None)
         addresses = await resolve(config)
         self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
-        self._watcher = HealthWatcher(self._swaps.request)
+        self._watcher = HealthWatcher(self._swaps.request, way=self._packet.way)
+        await self._packet.check(config)
         async with contextlib.AsyncExitStack() as stack:
             self._handle = await self._start_engine(config)
             stack.push_async_callback(self._close_engine)
@@ -162,8 +168,10 @@ class Balancer(Operations):
             stack.callback(nursery.cancel_scope.cancel)
             await self._before_plan(config, addresses)
             await self._apply(config, addresses, secret)
-            self._watcher.update(config, addresses)
+            self._watch(config, addresses)
             await self._before_service()
+            await self._start_packets(config, addresses, secret)
+            stack.push_async_callback(self._close_packets)
             self._phase = "running"
             self._nursery = nursery
             self._resume_drains()
@@ -223,6 +231,7 @@ class Balancer(Operations):
         nursery.start_soon(self._swaps.run)
         nursery.start_soon(self._drain_watcher.run)
         nursery.start_soon(rebalance.watch, self)
+        nursery.start_soon(self._packet.run)
         if config.balancer.watch and self._path is not None:
             nursery.start_soon(watch_file, self._path, self.reload_and_log, seen)
         if self._admin_wanted and config.balancer.admin != "none":
@@ -269,14 +278,21 @@ class Balancer(Operations):
 
     async def drain_and_stop(self, grace: float) -> int:
         """As ``stop``, and drain meanwhile: all tunnels are told to go within three quarters of the grace,
-        with Close 1012; how many were cut or aborted at its end."""
+        WebSockets by Close 1012. How many were aborted at its end.
+
+        All of them, however fast that is: who is not told in time is cut with all the others at once. If
+        that is faster than their handshakes are let in elsewhere, a warning says which grace would do.
+        """
         engine = self._live()
         self._stopping = True
+        over, rate = LEAVING * grace, self._terms(Target(), {}).rate
+        if hasty := hurry(engine.active(), over=over, rate=rate):
+            _log.warning("%s; a grace of %.0f s would do", hasty, engine.active() / rate / LEAVING + 1)
         engine.stop_accepting()
-        number = engine.drain(over=LEAVING * grace, deadline=grace, code=1012)
+        # The end of the grace is what ends those that are left; no deadline comes before it.
+        engine.drain(over=over, deadline=grace + MARGIN, code=1012)
         self._drain_watcher.stir()
-        aborted = await self.stop(grace)
-        return aborted + sum(drain.cut for drain in self._drains() if drain.id == number)
+        return await self.stop(grace)
 
     async def wait_closed(self) -> None:
         """Wait until ``stop`` has ended."""
@@ -364,6 +380,8 @@ class Balancer(Operations):
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
         self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
         self._applied = _essence(health)
+        if self._packets_wanted:
+            await self._packet.apply(config, addresses, self._takers(health), secret)
         # What was removed or went down may be drained from now on.
         self._drain_watcher.stir()
         return generation
@@ -398,6 +416,7 @@ class Balancer(Operations):
 
     async def _reload(self, given: Source | None) -> ReloadResult:
         config = await trio.to_thread.run_sync(self._load, given)
+        await self._packet.check(config)
         addresses = await resolve(config, self._addresses)
         secret = await trio.to_thread.run_sync(read_secret, config)
         before, before_secret = self._config, self._secret
@@ -408,7 +427,7 @@ class Balancer(Operations):
                 self._path = os.fspath(given)
             elif given is not None:
                 self._path, self._given = None, given
-            self._watcher.update(config, addresses)
+            self._watch(config, addresses)
             self._draining = self._draining.among(addresses, {one.name for one in config.listeners})
         self._engine.log_connections(self._records is not None and config.log.connections)
         if self._writer is not None:
@@ -484,9 +503,11 @@ class Balancer(Operations):
                 self._health(self._config, self._addresses),
                 trio.current_time(),
                 self._draining.backends,
+                self._packet.digest,
             ),
             drains=status.drains(engine),
             last_reload=self._last_reload,
+            packet=self._packet.status(),
         )
 
     def explain(
@@ -510,13 +531,19 @@ class Balancer(Operations):
         """
         engine = self._live()
         address = client_address(source)
+        if listener in {each.name for each in packet.listeners(self._config)}:
+            pool = next(each.pool for each in self._config.listeners if each.name == listener)
+            answer = explanation(self._config, str(pool), address, [])
+            return answer | self._packet.explain(self._config, str(pool), listener, address)
         if listener is not None or host is not None or path is not None or headers:
             if pool is not None:
                 raise ValueError("either a pool or a request: the route of the request says which pool")
             asked = Asked(listener, host, path, headers)
             return explain_request(engine, self._config, address, asked)
         name = choose_pool(self._config, pool)
-        return explanation(self._config, name, address, engine.explain(name, address))
+        led = name in packet.only_packets(self._config)
+        answer = explanation(self._config, name, address, [] if led else engine.explain(name, address))
+        return answer | self._packet.explain(self._config, name, None, address)
 
     def metrics(self) -> str:
         """All counters in the Prometheus text format."""
@@ -532,6 +559,7 @@ class Balancer(Operations):
             self._health(self._config, self._addresses),
             ports,
             Drained(self._draining.backends, self._drains(), self._drain_watcher.totals()),
+            self._packet.status(),
         )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from pybalancer._core import Drain, Engine, Plan
     from pybalancer.config.model import Config
+    from pybalancer.packet.report import PacketStatus
     from pybalancer.policy.health import BackendHealth
     from pybalancer.stats.reader import Stats
 
@@ -108,6 +109,16 @@ class BackendStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainTerms:
+    """How a pool is drained where nobody says otherwise; ``rate`` per second, 0: no bound."""
+
+    over_seconds: float
+    deadline_seconds: float
+    code: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """One pool. ``digest`` is equal on balancers that decide equally."""
 
@@ -115,6 +126,8 @@ class PoolStatus:
     policy: str
     key: str
     digest: str
+    slow_start_seconds: float
+    drain: DrainTerms
     backends: list[BackendStatus]
 
 
@@ -282,6 +295,8 @@ class Status:
     pools: list[PoolStatus]
     drains: list[DrainStatus]
     last_reload: LastReload | None
+    packet: PacketStatus | None = None
+    """Mode "packet"; None where no listener is of that mode."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -323,8 +338,9 @@ def workers(stats: Stats) -> list[WorkerStatus]:
 
 
 def drains(engine: Engine) -> list[DrainStatus]:
-    """Those that run and those that have just ended, oldest first."""
-    return [drain_status(drain) for drain in sorted(engine.drains(), key=lambda drain: drain.id)]
+    """Those that run and those that have just ended, oldest first; without those that only count."""
+    found = sorted(engine.drains(), key=lambda drain: drain.id)
+    return [drain_status(drain) for drain in found if not drain.counts_only]
 
 
 def drain_status(drain: Drain) -> DrainStatus:
@@ -415,7 +431,11 @@ def pools(
     health: Mapping[tuple[str, str], BackendHealth],
     now: float,
     draining: Collection[tuple[str, str]] = (),
+    packet_digest: Callable[[str], str | None] = lambda pool: None,
 ) -> list[PoolStatus]:
+    from pybalancer.config import packet
+    from pybalancer.config.compile import drain_rate
+
     ports = engine.ports()
     found = []
     for name, pool in config.pools.items():
@@ -452,8 +472,19 @@ def pools(
                     bytes_to_client=counters.bytes_to_client,
                 )
             )
-        digest = plan.digest(name)
+        # Packets go by a table of those that take new flows, tunnels by one of all.
+        led = name in packet.only_packets(config)
         found.append(
-            PoolStatus(name=name, policy=pool.policy, key=pool.key, digest=digest, backends=backends)
+            PoolStatus(
+                name=name,
+                policy=pool.policy,
+                key=pool.key,
+                digest=(packet_digest(name) if led else None) or plan.digest(name),
+                slow_start_seconds=pool.slow_start,
+                drain=DrainTerms(
+                    pool.drain.over, pool.drain.deadline, pool.drain.code, drain_rate(config, name)
+                ),
+                backends=backends,
+            )
         )
     return found

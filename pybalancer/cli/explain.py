@@ -57,7 +57,7 @@ def explain(
     source
         The client's address and port; the port may be left out where only the address is hashed.
     listener
-        The listener that the client asks, where several are of mode "websocket".
+        The listener that the client asks, where several are of mode "websocket", or one of mode "packet".
     host
         The host that it names.
     path
@@ -85,6 +85,10 @@ def explain(
         return exits.FINE
     console = make_console()
     _show_way(console, answer)
+    if "packet" in answer:
+        from pybalancer.cli.packets import show_row
+
+        show_row(console, answer["packet"])
     if answer["choices"]:
         _show_choices(console, answer["choices"])
     return exits.FINE

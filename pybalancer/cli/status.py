@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybalancer.cli import exits
 from pybalancer.cli.options import Admin, ConfigFile, Json, make_console, print_json
+from pybalancer.cli.sizes import size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,12 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
     else:
         console = make_console()
         _show_summary(console, content)
-        _show_listeners(console, content["listeners"])
+        if content["packet"] is not None:
+            from pybalancer.cli.packets import show_packets
+
+            show_packets(console, content["packet"])
+        if content["listeners"] or content["packet"] is None:
+            _show_listeners(console, content["listeners"])
         _show_requests(console, [one for one in content["listeners"] if one["mode"] == "websocket"])
         for pool in content["pools"]:
             _show_pool(console, pool)
@@ -149,15 +155,6 @@ def _show_workers(console: "Console", workers: list[dict[str, Any]]) -> None:
             str(worker["restarts"]),
         )
     console.print(table)
-
-
-def size(count: float) -> str:
-    """Bytes for people: ``1.5 MB``, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def span(seconds: float) -> str:

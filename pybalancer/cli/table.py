@@ -60,18 +60,23 @@ def table(
 
 
 def _from_file(file: Path) -> dict[str, dict[str, Any]]:
+    from pybalancer.config import packet
     from pybalancer.config.compile import compile_plan
     from pybalancer.config.load import load_file
     from pybalancer.config.secret import read_secret
+    from pybalancer.packet.services import digest_of
 
     config = load_file(file, os.environ)
-    plan = compile_plan(config, _addresses(config), {}, read_secret(config))
+    secret = read_secret(config)
+    plan = compile_plan(config, _addresses(config), {}, secret)
     tables: dict[str, dict[str, Any]] = {}
     for name, pool in config.pools.items():
         shares = plan.shares(name)
         # As the file has them: the core's mapping comes in another order each time.
         in_order = {backend.name: shares[backend.name] for backend in pool.backends}
-        tables[name] = {"digest": plan.digest(name), "shares": in_order}
+        led = name in packet.only_packets(config) and any(in_order.values())
+        digest = digest_of(config, name, secret) if led else plan.digest(name)
+        tables[name] = {"digest": digest, "shares": in_order}
     return tables
 
 

@@ -11,6 +11,7 @@ import trio
 
 from pybalancer import _core
 from pybalancer.config.routes import named
+from pybalancer.config.values import join
 from pybalancer.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def resolve(config: Config, before: Addresses | None = None) -> dict[tuple
             return
         texts = [str(entry[4][0]) for entry in found]
         fitting = [text for text in texts if not families or ipaddress.ip_address(text).version in families]
-        choices = [_join(text, port) for text in fitting or texts]
+        choices = [join(text, port) for text in fitting or texts]
         earlier = (before or {}).get((pool, backend))
         addresses[pool, backend] = earlier if earlier in choices else choices[0]
 
@@ -87,10 +88,6 @@ async def resolve(config: Config, before: Addresses | None = None) -> dict[tuple
     if problems:
         raise ConfigError(sorted(problems, key=str))
     return addresses
-
-
-def _join(host: str, port: str) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_literal(address: str) -> bool:
@@ -121,7 +118,12 @@ def compile_plan(
         _pool(name, pool, addresses, health, backends, drain_rate(config, name))
         for name, pool in config.pools.items()
     ]
-    listeners = [_listener(listener, draining=listener.name in closed) for listener in config.listeners]
+    listeners = [
+        _listener(listener, draining=listener.name in closed)
+        for listener in config.listeners
+        # Packets are no business of the workers (``pybalancer.packet``).
+        if listener.mode != "packet"
+    ]
     return _core.Plan(listeners=listeners, pools=pools, secret=secret, previous=previous)
 
 

@@ -30,6 +30,7 @@ def changes(before: Config, after: Config) -> list[str]:
     found = [f"log.{key} changed" for key in _differing(before.log, after.log)]
     silent = (*FIXED, "secret", "secret_file")
     found += [f"balancer.{key} changed" for key in _differing(before.balancer, after.balancer, silent)]
+    found += [f"packet.{key} changed" for key in _differing(before.packet, after.packet)]
     old_listeners = {listener.name: listener for listener in before.listeners}
     new_listeners = {listener.name: listener for listener in after.listeners}
     found += _differences("listener", old_listeners, new_listeners)

@@ -36,6 +36,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, str]]] = {
     "PYBALANCER_SECRET_FILE": ("balancer", "secret_file"),
     "PYBALANCER_LOG_FORMAT": ("log", "format"),
     "PYBALANCER_LOG_LEVEL": ("log", "level"),
+    "PYBALANCER_PACKET_ROLE": ("packet", "role"),
 }
 """Variables that override the file. An empty one counts as not set."""
 

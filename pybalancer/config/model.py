@@ -20,6 +20,7 @@ from pybalancer.config.values import (
     FieldValue,
     File,
     HostPattern,
+    Interface,
     Key,
     Mode,
     Name,
@@ -42,7 +43,7 @@ from pybalancer.config.values import (
 )
 from pybalancer.errors import Problem
 
-LATER_MODES: Final = ("directory", "packet")
+LATER_MODES: Final = ("directory",)
 
 NEVER_SENT: Final = (1004, 1005, 1006, *range(1015, 3000))
 """Codes of a Close that stand for something else than a Close, or for nothing yet: a client that gets
@@ -51,7 +52,7 @@ one may take it for a violation of the protocol."""
 
 def _mode(value: Any) -> Any:
     if value in LATER_MODES:
-        raise ValueError(f'mode {value!r} is not in this version; it has "tcp" and "websocket"')
+        raise ValueError(f'mode {value!r} is not in this version; it has "tcp", "websocket" and "packet"')
     return value
 
 
@@ -123,7 +124,9 @@ class BalancerConfig(Section):
     )
     watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
-        10.0, description="How long TERM lets live tunnels go on before they are aborted."
+        10.0,
+        description="Time that TERM takes: live tunnels are told to go over three quarters of it, and "
+        "aborted at its end.",
     )
 
 
@@ -218,10 +221,15 @@ class ListenerConfig(Section):
         "`unix:/path`.",
         examples=["0.0.0.0:8080"],
     )
-    mode: Annotated[Literal["tcp", "websocket"], BeforeValidator(_mode)] = Field(
+    mode: Annotated[Literal["tcp", "websocket", "packet"], BeforeValidator(_mode)] = Field(
         "tcp",
         description="`tcp`: relay the bytes of each connection to a backend, whatever they mean. "
-        "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP.",
+        "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP. "
+        "`packet`: forward the packets for this address to backends that answer clients themselves, as "
+        "`[packet]` says.",
+    )
+    protocol: Literal["tcp", "udp"] = Field(
+        "tcp", description="In mode `packet`: whose packets, of the port in `bind`."
     )
     pool: str | None = Field(
         None,
@@ -396,8 +404,9 @@ class DrainConfig(Section):
     )
     rate: Rate | None = Field(
         None,
-        description="Tunnels that are told to go per time at most, however many there are. Default: the "
-        "smallest `handshakes` of the listeners that lead here, so that all may come back; else no bound.",
+        description="Tunnels of the pool that are told to go per time at most, however many there are, and "
+        "by however many drains at once. Default: the smallest `handshakes` of the listeners that lead "
+        "here, so that all may come back; else no bound.",
         examples=["500/s"],
     )
 
@@ -493,12 +502,69 @@ class PoolConfig(Section):
     backends: tuple[BackendConfig, ...] = Field((), description="The servers.")
 
 
+class PacketConfig(Section):
+    """How this machine takes part in mode `packet`, for all listeners of that mode. See packet.md."""
+
+    role: Literal["director", "backend"] = Field(
+        "director",
+        description="`director`: spread the packets over the backends. `backend`: this machine is one of "
+        "them; take packets out of their IPIP, and pass on those of connections that a former owner has. So "
+        "one file serves a whole fleet, with `PYBALANCER_PACKET_ROLE` on the backends.",
+    )
+    interfaces: tuple[Interface, ...] = Field(
+        (),
+        description="Network interfaces on which the packets arrive, and those that lead to backends. "
+        "Needed where a listener is of mode `packet`.",
+        examples=[["eth0"]],
+    )
+    forward: Literal["l2", "ipip"] = Field(
+        "l2",
+        description="How packets get to a backend. `l2`: with its hardware address, so it must be on the "
+        "same link (IPVS: gatewaying, direct routing). `ipip`: in an outer IP packet, so it may be anywhere "
+        "(IPVS: tunneling; Katran).",
+    )
+    engine: Literal["xdp", "nftables"] = Field(
+        "xdp",
+        description="What forwards: a BPF program, or rules for `nft` where BPF is not allowed. These hash "
+        "in another way, only forward by `l2`, and know no former owners.",
+    )
+    xdp: Literal["auto", "native", "generic"] = Field(
+        "auto",
+        description="Where the program runs: in the driver (`native`), or after it (`generic`), which every "
+        "driver can do, slower. `auto`: native where that is possible. Taken when an interface is attached.",
+    )
+    mtu: Annotated[Whole, Field(ge=576, le=65535)] = Field(
+        1500,
+        description="Bytes of a packet that fit between directors and backends, with `ipip` the outer header "
+        "among them. Larger ones are counted and dropped.",
+    )
+    source: Network | None = Field(
+        None,
+        description="With `ipip`: source address of the outer packets, or a network from which it varies "
+        "with the flow, so that routers and network cards spread them. Routers must let these pass. "
+        "Default: this machine's address on the way.",
+        examples=["172.16.0.0/16"],
+    )
+    backend: Name | None = Field(
+        None,
+        description='With `role = "backend"`: which one this is, where its address does not tell.',
+    )
+    manage_vip: Truth = Field(
+        True,
+        description='With `role = "backend"`: add the addresses of the listeners to `lo` and see that nobody '
+        "else hears of them (`arp_ignore`, `arp_announce`).",
+    )
+
+
 class Config(Section):
     """All of it."""
 
     balancer: BalancerConfig = Field(default=BalancerConfig(), description="The process as a whole.")
     log: LogConfig = Field(default=LogConfig(), description="What is written to standard error.")
     listeners: tuple[ListenerConfig, ...] = Field((), description="Addresses that clients connect to.")
+    packet: PacketConfig = Field(
+        default=PacketConfig(), description="How this machine takes part in mode `packet`."
+    )
     pools: dict[Name, PoolConfig] = Field(default_factory=dict, description="Pools of backends, by name.")
 
     _warnings: tuple[Problem, ...] = PrivateAttr(())

@@ -20,6 +20,7 @@ _SECTIONS: Final = (
     ("[[listeners]]", model.ListenerConfig),
     ("[[listeners.routes]]", model.RouteConfig),
     ("[listeners.routes.request_headers], [listeners.routes.response_headers]", model.FieldsConfig),
+    ("[packet]", model.PacketConfig),
     ("[pools.NAME]", model.PoolConfig),
     ("[[pools.NAME.backends]]", model.BackendConfig),
     ("[pools.NAME.health]", model.HealthConfig),

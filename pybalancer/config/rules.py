@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
-from pybalancer.config import routes
+from pybalancer.config import packet, routes
 from pybalancer.config.model import Config, ListenerConfig, PoolConfig
 from pybalancer.config.positions import Path
 
@@ -37,6 +37,7 @@ def mistakes(config: Config) -> Iterator[Finding]:
     """Everything that makes the configuration unusable."""
     yield from _balancer(config)
     yield from _listeners(config)
+    yield from packet.mistakes(config)
     for name, pool in config.pools.items():
         yield from _pool(("pools", name), pool)
     entries = len(config.listeners) + sum(len(pool.backends) for pool in config.pools.values())
@@ -70,8 +71,10 @@ def _listeners(config: Config) -> Iterator[Finding]:
         here: Path = ("listeners", index)
         if by_name.setdefault(listener.name, index) != index:
             yield (*here, "name"), f"another listener is named {listener.name!r}", None
-        if not listener.bind.endswith(":0") and by_bind.setdefault(listener.bind, index) != index:
-            other = config.listeners[by_bind[listener.bind]].name
+        # Where packets are for another machine nobody listens: a service may well be here, too.
+        served = listener.bind + (f"/{listener.protocol}" if listener.mode == "packet" else "")
+        if not listener.bind.endswith(":0") and by_bind.setdefault(served, index) != index:
+            other = config.listeners[by_bind[served]].name
             yield (*here, "bind"), f"listener {other!r} binds {listener.bind} already", None
         yield from _leads(here, listener, config)
         yield from _proxy(here, listener)
@@ -108,6 +111,11 @@ def _leads(here: Path, listener: ListenerConfig, config: Config) -> Iterator[Fin
         if pool not in config.pools:
             hint = meant(pool, list(config.pools)) or f"add [{path_text(('pools', pool))}]"
             yield place, f"there is no pool {pool!r}", hint
+    if listener.mode == "packet":
+        yield from packet.listener_mistakes(here, listener, config)
+        return
+    if "protocol" in listener.model_fields_set:
+        yield (*here, "protocol"), f'means nothing in mode "{listener.mode}"', 'set mode = "packet"'
     if listener.mode == "tcp":
         for key in ONLY_WEBSOCKET:
             if key in listener.model_fields_set:
@@ -129,6 +137,8 @@ def _leads(here: Path, listener: ListenerConfig, config: Config) -> Iterator[Fin
 
 
 def _proxy(here: Path, listener: ListenerConfig) -> Iterator[Finding]:
+    if listener.mode == "packet":
+        return
     if listener.trusted and listener.accept_proxy is None and listener.mode == "tcp":
         yield (*here, "trusted"), "means nothing without accept_proxy", 'add accept_proxy = "any"'
     if listener.accept_proxy and not listener.trusted and not listener.bind.startswith("unix:"):
@@ -197,6 +207,7 @@ def doubts(config: Config) -> Iterator[Finding]:
         pools = {listener.pool, *(route.pool for route in listener.routes)}
         used |= pools
         read |= pools if listener.mode == "websocket" else set()
+    yield from packet.doubts(config)
     for name, pool in config.pools.items():
         here: Path = ("pools", name)
         if name not in used:

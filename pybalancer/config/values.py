@@ -97,6 +97,11 @@ def split(value: str, *, zero: bool = False) -> tuple[str, int]:
     return host, port(last, zero=zero)
 
 
+def join(host: str, port: str | int) -> str:
+    """The other way round."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _ipv6(text: str) -> str:
     try:
         address = ipaddress.IPv6Address(text)
@@ -326,6 +331,16 @@ def name(value: Any) -> str:
     return value
 
 
+_INTERFACE = re.compile(r"[!-.0-9;-~]{1,15}")
+
+
+def interface(value: Any) -> str:
+    """The name of a network interface, as the kernel allows it: 1 to 15 bytes without ``/`` and ``:``."""
+    if not isinstance(value, str) or not _INTERFACE.fullmatch(value) or value in (".", ".."):
+        raise ValueError(f'{value!r} is not the name of a network interface such as "eth0"')
+    return value
+
+
 def mode(value: Any) -> int:
     """Permissions: ``"0660"`` or 0o660."""
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
@@ -397,6 +412,11 @@ HostPattern = Annotated[
 FieldValue = Annotated[str, BeforeValidator(field_value), WithJsonSchema({"type": "string"})]
 Name = Annotated[
     str, BeforeValidator(name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 63})
+]
+Interface = Annotated[
+    str,
+    BeforeValidator(interface),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 15, "examples": ["eth0"]}),
 ]
 Mode = Annotated[int, BeforeValidator(mode), _written(r"^0?[0-7]{3}$", "0660")]
 Statuses = Annotated[

@@ -28,6 +28,8 @@ class Check:
     expect: tuple[tuple[int, int], ...] = ((200, 399),)
     headers: tuple[tuple[str, str], ...] = ()
     send_proxy: Literal["v1", "v2"] | None = None
+    mark: int = 0
+    """Of the socket (SO_MARK), where routes go by it; 0: none."""
 
     def expects(self, status: int) -> bool:
         return any(low <= status <= high for low, high in self.expect)

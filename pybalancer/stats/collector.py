@@ -16,6 +16,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pybalancer import _core
+from pybalancer.packet.report import PacketStatus
 from pybalancer.stats.reader import CLOSES, Entry, Stats
 from pybalancer.status import KINDS
 
@@ -83,6 +84,20 @@ _BACKEND_COUNTERS = (
 )
 
 
+_PACKET_COUNTERS = {
+    "packets": "Packets for the listener's address",
+    "bytes": "Their bytes, as they came",
+    "flows": "Connections begun (SYN)",
+    "errors": "ICMP errors about its packets, passed on to whom they concern",
+}
+_MACHINE_COUNTERS = {
+    "packets": "Packets sent on to a backend's machine",
+    "bytes": "Their bytes, as they came",
+    "flows": "Connections begun there (SYN)",
+    "second_hops": "Packets sent there because this machine had no such connection",
+}
+
+
 class Drain(Protocol):
     """A drain or shed (``status.DrainStatus`` fits)."""
 
@@ -115,8 +130,10 @@ class StatsCollector(Collector):
         health: Mapping[tuple[str, str], Health] | None = None,
         ports: Mapping[tuple[str, str], tuple[int, int]] | None = None,
         drained: Drained | None = None,
+        packet: PacketStatus | None = None,
     ) -> None:
         self._stats = stats
+        self._packet = packet
         self._health = health or {}
         self._ports = ports or {}
         self._drained = drained or Drained()
@@ -134,6 +151,7 @@ class StatsCollector(Collector):
         yield from self._collect_backends([entry for entry in entries if entry.kind == "backend"])
         yield from self._collect_health()
         yield from self._collect_drains()
+        yield from self._collect_packets()
 
     def _collect_workers(self) -> Iterator[Metric]:
         workers = list(enumerate(self._stats.workers()))
@@ -243,16 +261,41 @@ class StatsCollector(Collector):
             _add(family, [kind, how], count)
         yield family
 
+    def _collect_packets(self) -> Iterator[Metric]:
+        packet = self._packet
+        for name, text in _PACKET_COUNTERS.items():
+            family = CounterMetricFamily(f"pybalancer_packet_{name}", text, labels=["listener"])
+            for service in packet.services if packet else ():
+                _add(family, [service.name], getattr(service, name))
+            yield family
+        for name, text in _MACHINE_COUNTERS.items():
+            family = CounterMetricFamily(f"pybalancer_packet_machine_{name}", text, labels=["machine"])
+            for machine in packet.machines if packet else ():
+                _add(family, [machine.address], getattr(machine, name))
+            yield family
+        reachable = GaugeMetricFamily(
+            "pybalancer_packet_machine_reachable", "1 while its next hop is known", labels=["machine"]
+        )
+        for machine in packet.machines if packet else ():
+            _add(reachable, [machine.address], int(not machine.problem))
+        yield reachable
+        text = "Packets by what became of them, on interfaces of mode packet"
+        family = CounterMetricFamily("pybalancer_packet_verdicts", text, labels=["reason"])
+        for reason, count in packet.reasons.items() if packet else ():
+            _add(family, [reason], count)
+        yield family
+
 
 def render(
     stats: Stats,
     health: Mapping[tuple[str, str], Health] | None = None,
     ports: Mapping[tuple[str, str], tuple[int, int]] | None = None,
     drained: Drained | None = None,
+    packet: PacketStatus | None = None,
 ) -> str:
     """All metrics in the Prometheus text format (``CONTENT_TYPE``); arguments as ``StatsCollector``."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatsCollector(stats, health, ports, drained))
+    registry.register(StatsCollector(stats, health, ports, drained, packet))
     return generate_latest(registry).decode("utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import trio
 
@@ -54,10 +54,13 @@ class HealthWatcher:
         on_change: Callable[[], None],
         *,
         ask: Ask = probe,
+        way: Callable[[str, Check, str], tuple[Check, str]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._on_change = on_change
         self._ask = ask
+        self._way = way
+        """From pool, check and address to the check and the address that it asks."""
         self._rng = rng or random.Random()  # noqa: S311  # Spreads probes in time; no secret.
         self._watched: dict[Key, _Watched] = {}
         self._nursery: trio.Nursery | None = None
@@ -73,10 +76,15 @@ class HealthWatcher:
             finally:
                 self._nursery = None
 
-    def update(self, config: Config, addresses: Mapping[Key, str]) -> None:
-        """Watch the backends of ``config``. One with the same pool, name and address keeps its history."""
+    def update(self, config: Config, addresses: Mapping[Key, str], without: Collection[str] = ()) -> None:
+        """Watch the backends of ``config``, ``without`` those of some pools.
+
+        One with the same pool, name and address keeps its history.
+        """
         wanted: dict[Key, tuple[HealthSettings, str]] = {}
         for name, pool in config.pools.items():
+            if name in without:
+                continue
             settings = from_config(pool)
             for backend in pool.backends:
                 wanted[name, backend.name] = settings, addresses[name, backend.name]
@@ -184,7 +192,10 @@ class HealthWatcher:
     async def _probe(self, key: Key, watched: _Watched) -> None:
         try:
             with trio.CancelScope() as watched.asking:
-                result = await self._ask(watched.machine.settings.check, watched.address)
+                check, address = watched.machine.settings.check, watched.address
+                if self._way is not None:
+                    check, address = self._way(key[0], check, address)
+                result = await self._ask(check, address)
             if watched.asking.cancelled_caught:
                 return
         except Exception as error:

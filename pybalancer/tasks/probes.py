@@ -87,6 +87,8 @@ async def _connected(check: Check, address: str) -> AsyncIterator[trio.SocketStr
         connection = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         target = (host, int(port))
     with connection:
+        if check.mark:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, check.mark)
         await connection.connect(target)
         _check_peer(connection)
         stream = trio.SocketStream(connection)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -50,6 +52,8 @@ class Served(Balancer):
         self._admin_door = Door()
         self._upgrade_over = trio.Event()
         self._upgrade_over.set()
+        self._upgrade_decided = self._upgrade_over
+        """Set as soon as it is known which process serves, the admin interface still being this one's."""
         self._told = trio.Event()
         self._told.set()
         self._upgrading = trio.CancelScope()
@@ -94,9 +98,16 @@ class Served(Balancer):
         if self._predecessor is None:
             return
         down = self._predecessor.state.get("down", ())
-        self._watcher.update(config, addresses)
+        self._watch(config, addresses)
         self._watcher.begin_down({(pool, name): (where, why) for pool, name, where, why in down})
         self._addresses = addresses
+        if (draining := self._predecessor.state.get("draining")) is not None:
+            try:
+                self.restore(draining)
+            except ValueError as error:
+                raise UpgradeError(f"what is drained cannot be taken over: {error}") from error
+            # Its own file may have other names than the one that the old process has read.
+            self._draining = self._draining.among(addresses, {one.name for one in config.listeners})
 
     async def _before_service(self) -> None:
         if self._predecessor is None:
@@ -129,6 +140,9 @@ class Served(Balancer):
 
     # The process that goes.
 
+    def _packets_go_on(self) -> bool:
+        return self.replaced_by is not None
+
     async def upgrade(self, patience: float | None = None) -> UpgradeResult:
         """Start this program anew, and let that process take over listeners and live tunnels.
 
@@ -146,6 +160,7 @@ class Served(Balancer):
         if (why := self.hindrance()) is not None:
             raise UpgradeError(f"not now: {why}")
         self._upgrade_over, self._upgrading = trio.Event(), trio.CancelScope()
+        self._upgrade_decided = trio.Event()
         _log.info("upgrading: starting a new process")
         reloading()
         try:
@@ -160,6 +175,7 @@ class Served(Balancer):
         finally:
             if self.replaced_by is None:
                 notify("READY=1")
+            self._upgrade_decided.set()
             self._upgrade_over.set()
         _log.info(
             "upgraded: process %d serves, with %d tunnels that stood still for %.0f ms",
@@ -171,7 +187,7 @@ class Served(Balancer):
 
     async def _upgrade(self, patience: float) -> UpgradeResult:
         began = trio.current_time()
-        successor = Successor(self._engine, self._offer, self._applying)
+        successor = Successor(self._engine, self._offer, self._applying, self.hindrance)
         try:
             done = await successor.take_over(self._command, patience)
         except BaseException:
@@ -179,6 +195,9 @@ class Served(Balancer):
             raise
         # Before anything is awaited: from here on this process only finishes.
         self._stopping, self.replaced_by = True, done.pid
+        self._upgrade_decided.set()
+        self._packets_wanted = False
+        self._nursery.start_soon(partial(self._packet.close, keep=True))
         self._told = trio.Event()
         self._nursery.start_soon(self._leave, done)
         seconds = trio.current_time() - began
@@ -221,7 +240,7 @@ class Served(Balancer):
             for (pool, name), health in self._watcher.snapshot().items()
             if not health.up and (pool, name) in self._addresses
         ]
-        return {"down": down}
+        return {"down": down, "draining": self.snapshot()}
 
     def _remove_stats_of(self, successor: Successor) -> None:
         path = self._config.balancer.stats
@@ -251,6 +270,19 @@ class Served(Balancer):
     def upgrade_told(self) -> None:
         """Whoever asked for the upgrade has its answer."""
         self._told.set()
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """As of every balancer. During an upgrade it waits: what the new process was told would not have it.
+        After one nothing is left here to change, and saying that it was done would be a lie."""
+        while True:
+            await self._upgrade_decided.wait()
+            async with super()._changing():
+                if self._upgrade_decided.is_set():
+                    if self.replaced_by is not None:
+                        raise PybalancerError(f"process {self.replaced_by} has taken over: ask that one")
+                    yield
+                    return
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         """As of every balancer. During an upgrade it waits, after one it is the new process's business."""

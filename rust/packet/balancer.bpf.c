@@ -450,14 +450,19 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
     return found;
 }
 
-// Who is next behind `me` in a row; its first if I am not in it, 0 if nobody.
-INLINE u32 next_of(u64 entry, u32 me) {
-    u32 a = entry & 0xffff, b = entry >> 16 & 0xffff, c = entry >> 32 & 0xffff, d = entry >> 48;
-    if (a == me) return b;
-    if (b == me) return c;
-    if (c == me) return d;
-    if (d == me) return 0;
-    return a ? a : b;
+// Who may have a connection that `me` has not: of the others in the row the first, or after so many hops
+// the one behind as many. By hops and not by one's own place, since hosts that have seen other changes have
+// other rows: the next one must not send back to where it came from. 0 if there is nobody else.
+INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
+    u32 next = 0;
+    for (int i = 0; i < 4; i++, entry >>= 16) {
+        u32 id = entry & 0xffff;
+        if (!id || id == me) continue;
+        next = id;
+        if (!hops) break;
+        hops--;
+    }
+    return next;
 }
 
 // To the stack, without what the director has put around it.
@@ -518,9 +523,9 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(set, &flow);
-    u32 next = next_of(row(set, service->number, hashed), me);
+    u32 next = next_of(row(set, service->number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
-    if (flow.hops >= 3) return deliver(ctx, &flow, wrapped, HOPS);
+    if (flow.hops >= 4) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);
     if (verdict < 0) {
         count(-verdict);

@@ -241,7 +241,7 @@ def errors() -> Iterator[tuple[str, Packet]]:
     for type, code in ((3, 0), (3, 1), (3, 3), (3, 4), (3, 13), (11, 0), (11, 1), (12, 0)):
         yield f"ICMP {type}/{code}", frame(v4(src="203.0.113.1"), ICMP(type=type, code=code), answer(back()))
     for type in (0, 4, 5, 8, 13):
-        yield f"ICMP {type}, no error of a flow", frame(v4(src="203.0.113.1"), ICMP(type=type), answer(back()))
+        yield f"ICMP {type}, no error of a flow", frame(v4(src="203.0.113.1"), ICMP(type=type, ts_ori=1, ts_rx=2, ts_tx=3), answer(back()))
     yield "ICMP echo request", frame(v4(), ICMP(type=8, id=1, seq=1), Raw(b"ping" * 10))
     big = ICMP(type=3, code=4, nexthopmtu=1400)
     for port in (8001, 8002, 8003, 8004, 8005, 8006):

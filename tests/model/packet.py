@@ -243,10 +243,10 @@ def strip(frame: bytes, flow: Flow) -> bytes:
     return frame[:12] + (b"\x86\xdd" if flow.v6 else b"\x08\x00") + frame[flow.at :]
 
 
-def after(row: tuple[int, ...], me: int) -> int:
-    if me in row:
-        return (*row, 0)[row.index(me) + 1]
-    return row[0] or row[1]
+def after(row: tuple[int, ...], me: int, hops: int) -> int:
+    """Who is asked next: of the others in the row the one behind as many as were asked before, or the last."""
+    others = [backend for backend in row if backend not in (0, me)]
+    return others[min(hops, len(others) - 1)] if others else 0
 
 
 def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: False) -> Answer:
@@ -271,7 +271,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         target = row[0] or (0 if flow.opening else row[1])
     else:
         stay = strip(frame, flow) if flow.wrapped else frame
-        target, hops, reason = after(row, host.me), flow.hops + 1, "second_hop"
+        target, hops, reason = after(row, host.me, flow.hops), flow.hops + 1, "second_hop"
         why = None
         if protocol == UDP:
             why = "delivered_udp"
@@ -279,7 +279,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
             why = "delivered"
         elif not target:
             why = "delivered_unclaimed"
-        elif hops > 3:
+        elif hops > 4:
             why = "delivered_hops"
         if why:
             return Answer("pass", why, stay, flow)

@@ -13,8 +13,8 @@ STALE = "rust/packet/balancer.bpf.o is not made from balancer.bpf.c: run `make b
 pytestmark = pytest.mark.pure
 
 
-def make_bpf() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_bpf", ROOT / "tools/make_bpf.py")
+def build_bpf() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_bpf", ROOT / "tools/build_bpf.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -23,18 +23,18 @@ def make_bpf() -> ModuleType:
 
 
 def test_the_object_names_its_source() -> None:
-    made = make_bpf()
+    made = build_bpf()
     named = re.findall(rb"\b[0-9a-f]{64}\b", made.OBJECT.read_bytes())
     assert named == [made.digest().encode()], STALE
 
 
 def test_the_source_makes_the_object(tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="without ziglang the object cannot be made anew")
-    made = make_bpf()
+    made = build_bpf()
     made.compile_to(tmp_path / "object.o")
     same = (tmp_path / "object.o").read_bytes() == made.OBJECT.read_bytes()
     assert same, STALE
 
 
 def test_nothing_of_a_machine_is_in_the_object() -> None:
-    assert not re.search(rb"/(?:home|root|tmp|work|usr)/", make_bpf().OBJECT.read_bytes())
+    assert not re.search(rb"/(?:home|root|tmp|work|usr)/", build_bpf().OBJECT.read_bytes())

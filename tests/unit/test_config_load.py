@@ -54,6 +54,7 @@ def test_every_variable_reaches_its_key() -> None:
         "PYBALANCER_SECRET": SECRET,
         "PYBALANCER_LOG_FORMAT": "json",
         "PYBALANCER_LOG_LEVEL": "warning",
+        "PYBALANCER_PACKET_ROLE": "backend",
     }
     config = load_text(SMALLEST, env=given_)
     assert config.balancer.workers == 7
@@ -61,6 +62,7 @@ def test_every_variable_reaches_its_key() -> None:
     assert config.balancer.secret is not None
     assert config.balancer.secret.get_secret_value() == SECRET
     assert (config.log.format, config.log.level) == ("json", "warning")
+    assert config.packet.role == "backend"
     assert load_text(SMALLEST, env={"PYBALANCER_SECRET_FILE": "/s"}).balancer.secret_file == "/s"
     assert set(given_) | {"PYBALANCER_SECRET_FILE"} == set(ENVIRONMENT)
 

@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -503,3 +503,32 @@ async def test_it_may_be_told_before_it_runs(autojump_clock: MockClock) -> None:
     assert not watched.up()
     watched.watcher.update(config("b", **HEALTH), {B: AT_B})
     assert list(watched.watcher.snapshot()) == [B]
+
+
+# Where packets go by their own way.
+
+
+async def test_what_is_asked_and_where_may_be_another_way(autojump_clock: MockClock) -> None:
+    probes = Probes()
+
+    def way(pool: str, check: Check, address: str) -> tuple[Check, str]:
+        return replace(check, mark=7), f"203.0.113.10:1 of {pool} at {address}"
+
+    async with watching(probes, config("ab", **HEALTH)) as watched:
+        watched.watcher._way = way
+        await watched.until(1.5)
+    assert {(where, check.mark) for _, where, check in probes.begun} == {
+        ("203.0.113.10:1 of chat at 10.0.0.1:1", 7),
+        ("203.0.113.10:1 of chat at 10.0.0.2:1", 7),
+    }
+
+
+async def test_a_pool_that_others_check_is_not_asked(autojump_clock: MockClock) -> None:
+    probes = Probes()
+    async with watching(probes, config("a", **HEALTH)) as watched:
+        await watched.until(0.5)
+        asked = len(probes.begun)
+        watched.watcher.update(config("a", **HEALTH), {A: AT_A}, {"chat"})
+        await watched.until(5)
+        assert watched.watcher.snapshot() == {}
+    assert len(probes.begun) == asked

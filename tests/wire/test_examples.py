@@ -69,6 +69,7 @@ FILES = {
     "pybalancer.toml": "1 listener, 1 pool, 3 backends",
     "websocket.toml": "1 listener, 3 pools, 5 backends",
     "socketio.toml": "1 listener, 1 pool, 3 backends",
+    "packet.toml": "2 listeners, 1 pool, 3 backends",
 }
 
 

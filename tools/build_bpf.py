@@ -1,4 +1,4 @@
-"""Compile rust/packet/balancer.bpf.c: `make bpf`.
+"""Compile rust/packet/balancer.bpf.c, as ``make bpf`` does.
 
 The object is committed, so that nobody who builds or installs pybalancer needs a compiler for BPF. It says in its
 section ".source" which source it was made from; with the same ziglang (pyproject.toml's group "dev" names one

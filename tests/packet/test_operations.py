@@ -1,0 +1,165 @@
+"""What operators do to packet mode, and what they are told."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.wire.namespace import namespace, needs_namespaces
+from tests.wire.net import until
+from tests.wire.serving import environment_in
+
+from .conftest import Start
+from .fleet import Plan
+from .topology import VIP, VIP6, site
+
+pytestmark = needs_namespaces
+
+PR_CAPBSET_DROP, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 24, 12, 21, 39
+
+
+def test_a_backend_is_drained_and_taken_back_by_command(start: Start) -> None:
+    _, fleet, talking = start(directors=2, backends=3)
+    talking.open(VIP, 60)
+    talking.open(VIP6, 60)
+    digest = fleet.directors["d1"].packet()["services"][0]["digest"]
+    for serving in fleet.directors.values():
+        done = serving.ask("drain", "b1", "--json")
+        assert done.returncode == 0, done.stderr
+        assert "end when they end" in json.loads(done.stdout)["warnings"][0]
+    assert talking.lost(talking.conversations) == []
+    new = talking.open(VIP, 40)
+    assert "b1" not in {one.server for one in new}
+    digests = {serving.ask("table", "--digest").stdout for serving in fleet.directors.values()}
+    assert len(digests) == 1
+    assert digest not in digests.pop()
+    # What began meanwhile is found by the backend that takes over its slots, though nobody has told it.
+    for serving in fleet.directors.values():
+        done = serving.ask("undrain", "b1")
+        assert done.returncode == 0, done.stderr
+    assert talking.lost(talking.conversations) == []
+    assert "b1" in {one.server for one in talking.open(VIP, 40)}
+    assert fleet.directors["d1"].packet()["services"][0]["digest"] == digest
+    of_file = fleet.directors["d1"].ask("table", fleet.directors["d1"].file, "--digest")
+    assert of_file.stdout.split()[0] == digest
+
+
+def test_explain_status_and_metrics_tell_of_packets(start: Start) -> None:
+    _, fleet, talking = start(directors=1, backends=3)
+    opened = talking.open(VIP, 20) + talking.open(VIP6, 20)
+    director = fleet.directors["d1"]
+    for one in opened:
+        listener = "vip6" if one.source.count(":") > 1 else "vip"
+        said = director.client.get("/explain", source=one.source, listener=listener)
+        assert said["backend"] == one.server
+        assert said["packet"]["listener"] == listener
+        assert 0 <= said["packet"]["slot"] < 65537
+    shown = director.ask("explain", opened[0].source)
+    assert f"→ {opened[0].server}" in shown.stdout
+    status = director.ask("status")
+    assert "packet mode · director · eth0 (native) · forward by l2" in status.stdout
+    until(lambda: director.packet()["services"][0]["packets_per_second"] > 0, "packets per second")
+    packet = director.packet()
+    assert sum(one["flows"] for one in packet["machines"]) == len(opened)
+    assert packet["reasons"]["forwarded"] == sum(one["packets"] for one in packet["services"])
+    with director.machine.space.inside():
+        metrics = subprocess.run(
+            [
+                "curl",
+                "-s",
+                "--unix-socket",
+                str(director.folder / "run" / "admin.sock"),
+                "http://localhost/metrics",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert 'pybalancer_packet_flows_total{listener="vip"} 20.0' in metrics
+    assert 'pybalancer_packet_machine_reachable{machine="10.0.0.11"} 1.0' in metrics
+
+
+def test_a_neighbour_that_does_not_answer_is_shown(start: Start) -> None:
+    _, fleet, _ = start(directors=1, backends=2, present=2)
+    director = fleet.directors["d1"]
+    fleet.agents["b2"].machine.off()
+    # ARP entries go stale when nobody confirms them: the kernel is told to forget.
+    director.machine.space.ip("neigh flush dev eth0")
+    director.line(r"packets: 10\.0\.0\.12: 10\.0\.0\.12 does not answer on eth0")
+    problems = {one["address"]: one["problem"] for one in director.packet()["machines"]}
+    assert problems["10.0.0.11"] == ""
+    assert "does not answer" in problems["10.0.0.12"]
+    assert not any("10.0.0.11: " in line for line in director.lines)
+    fleet.agents["b2"].machine.on()
+    director.line(r"packets: 10\.0\.0\.12: it works again")
+
+
+def without(*capabilities: int) -> None:
+    """Of the process that is about to be started."""
+    libc = ctypes.CDLL(None)
+    for capability in capabilities:
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ([CAP_BPF, CAP_SYS_ADMIN], "CAP_BPF is missing"),
+        ([CAP_NET_ADMIN], "CAP_NET_ADMIN is missing"),
+    ],
+)
+def test_what_is_not_permitted_is_said(capabilities: list[int], said: str, tmp_path: Path) -> None:
+    with site(directors=1, backends=1) as made:
+        file = tmp_path / "pybalancer.toml"
+        file.write_text(Plan(backends=made.backends).text())
+        with made.directors[0].space.inside():
+            done = subprocess.run(
+                [sys.executable, "-m", "pybalancer", "serve", str(file)],
+                env=environment_in(tmp_path),
+                preexec_fn=partial(without, *capabilities),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done.returncode == 3
+    assert said in done.stderr
+    assert 'engine = "nftables"' in done.stderr
+
+
+def test_an_interface_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with site(directors=1, backends=1) as made, namespace() as alone:
+        file = tmp_path / "pybalancer.toml"
+        file.write_text(Plan(backends=made.backends).text())
+        with alone.inside():
+            done = subprocess.run(
+                [sys.executable, "-m", "pybalancer", "serve", str(file)],
+                env=environment_in(tmp_path),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done.returncode == 3
+    assert 'interface "eth0"' in done.stderr
+    assert "nftables" not in done.stderr
+
+
+def test_a_machine_that_is_no_backend_is_said(tmp_path: Path) -> None:
+    with site(directors=1, backends=1) as made:
+        file = tmp_path / "pybalancer.toml"
+        file.write_text(Plan(backends=made.backends).text())
+        with made.directors[0].space.inside():
+            done = subprocess.run(
+                [sys.executable, "-m", "pybalancer", "serve", str(file)],
+                env={**environment_in(tmp_path), "PYBALANCER_PACKET_ROLE": "backend"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done.returncode == 3
+    assert "an address of this machine (10.0.0.1, fd00::1)" in done.stderr

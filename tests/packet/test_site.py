@@ -1,0 +1,146 @@
+"""A site of directors and backends under change: connections live as long as their own two ends do.
+
+Client – ECMP router – 3 directors – 4 backends, each a network namespace; real WebSocket servers and clients,
+with data that flows all the time and is compared by SHA-256.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.wire.namespace import needs_namespaces
+from tests.wire.net import until
+
+from .conftest import Start
+from .fleet import Fleet
+from .talks import Talks
+from .topology import VIP, VIP6
+
+pytestmark = needs_namespaces
+
+MANY = 500
+CHECK = 'kind = "tcp"\ninterval = "200ms"\ntimeout = "1s"\nfall = 2\nrise = 1'
+
+
+def open_both(talking: Talks, count: int) -> None:
+    talking.open(VIP, count // 2)
+    talking.open(VIP6, count // 2)
+
+
+def shares(talking: Talks) -> dict[str, int]:
+    servers = [conversation.server for conversation in talking.conversations]
+    return {name: servers.count(name) for name in sorted(set(servers))}
+
+
+@pytest.mark.parametrize("forward", ["l2", "ipip"])
+def test_a_director_dies_and_no_connection_is_lost_then_a_backend_and_only_its_own_are(
+    start: Start, forward: str
+) -> None:
+    _, fleet, talking = start(forward, health=CHECK)
+    open_both(talking, MANY)
+    assert all(count > MANY // 8 for count in shares(talking).values())
+    assert set(shares(talking)) == {"b1", "b2", "b3", "b4"}
+    before = {name: serving.packet() for name, serving in fleet.directors.items()}
+    assert all(sum(one["packets"] for one in each["services"]) for each in before.values())
+
+    fleet.kill("d2")
+    assert talking.lost(talking.conversations) == []
+
+    victim = fleet.agents.pop("b3")
+    victim.machine.off()
+    victim.process.kill()
+    victim.close()
+    others = [one for one in talking.conversations if one.server != "b3"]
+    own = [one for one in talking.conversations if one.server == "b3"]
+    for serving in fleet.directors.values():
+        serving.line("chat/b3 is down")
+    assert talking.lost(others) == []
+    assert talking.lost(own, 8) == own
+    # And new ones go to those that are left.
+    assert {one.server for one in talking.open(VIP, 60)} == {"b1", "b2", "b4"}
+
+
+def test_control_with_different_secrets_a_director_takes_connections_with_it(start: Start) -> None:
+    _, fleet, talking = start(secrets=[f"{number:032x}" for number in (1, 2, 3)])
+    open_both(talking, MANY)
+    fleet.kill("d2")
+    lost = talking.lost(talking.conversations, 10)
+    assert 0 < len(lost) < MANY
+
+
+@pytest.mark.parametrize(("forward", "seed"), [("l2", 1), ("ipip", 2)])
+def test_backends_come_are_drained_and_go_and_no_connection_is_lost(
+    start: Start, forward: str, seed: int
+) -> None:
+    dice = random.Random(seed)
+    site, fleet, talking = start(forward, present=3)
+    b1, b2, b3, b4 = site.backends
+    open_both(talking, 240)
+    assert set(shares(talking)) == {"b1", "b2", "b3"}
+
+    def change(backends: list[object], *, weights: dict[str, int] | None = None, dies: str = "") -> None:
+        """Reload in any order; half-way through a director may die."""
+        fleet.plan.backends, fleet.plan.weights = list(backends), weights or {}  # type: ignore[arg-type]
+        order = list(fleet.all)
+        dice.shuffle(order)
+        middle = len(order) // 2
+        fleet.apply(fleet.plan, order[:middle])
+        if dies:
+            fleet.kill(dies)
+        fleet.apply(fleet.plan, [serving for serving in order[middle:] if serving.machine.name != dies])
+
+    # Added.
+    fleet.plan.backends = [b1, b2, b3, b4]
+    fleet.start_agent(b4, fleet.plan).ready()
+    change([b1, b2, b3, b4])
+    assert talking.lost(talking.conversations) == []
+    open_both(talking, 120)
+    assert "b4" in shares(talking)
+
+    # Drained, while a director dies.
+    change([b1, b2, b3, b4], weights={"b1": 0}, dies="d1")
+    assert talking.lost(talking.conversations) == []
+    assert "b1" not in {one.server for one in talking.open(VIP, 60) + talking.open(VIP6, 60)}
+
+    # Removed from the file. What it has goes on.
+    change([b1, b3, b4], weights={"b1": 0})
+    assert talking.lost(talking.conversations) == []
+    change([b1, b3, b4])
+    assert talking.lost(talking.conversations) == []
+    assert second_hops(fleet) > 0
+    digests = {one["digest"] for serving in fleet.all for one in serving.packet()["services"]}
+    assert len(digests) == 1
+
+
+def second_hops(fleet: Fleet) -> int:
+    return sum(
+        one["second_hops"] for serving in fleet.agents.values() for one in serving.packet()["machines"]
+    )
+
+
+def test_a_backend_that_is_sick_for_a_moment_keeps_what_it_has(start: Start) -> None:
+    _, fleet, talking = start(health=CHECK, directors=2)
+    open_both(talking, 120)
+    director = fleet.directors["d1"]
+
+    def takes(name: str) -> bool:
+        machines = director.packet()["machines"]
+        return any(one["takes_new"] for one in machines if name in one["names"])
+
+    # Its check fails: what comes from directors to its address is dropped, and flows pass by.
+    sick = fleet.agents["b1"].machine
+    sick.space.ip("rule add from 203.0.113.10 to 10.0.0.0/24 blackhole")
+    for serving in fleet.directors.values():
+        serving.line("chat/b1 is down")
+    until(lambda: not takes("b1"), "b1 without new flows")
+    assert talking.lost(talking.conversations) == []
+    new = talking.open(VIP, 40)
+    assert "b1" not in {one.server for one in new}
+    sick.space.ip("rule del from 203.0.113.10 to 10.0.0.0/24 blackhole")
+    for serving in fleet.directors.values():
+        serving.line("chat/b1 is up")
+    until(lambda: takes("b1"), "b1 with new flows")
+    assert talking.lost(talking.conversations) == []
+    assert "b1" in {one.server for one in talking.open(VIP, 40)}

@@ -1,0 +1,153 @@
+"""Whether a packet finds its connection, whatever each host knows: a model of directors and second hops.
+
+Hosts get each change one after the other, in any order. Between any two of these steps connections begin, and
+every one that has begun must be found by way of every director.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from pybalancer._core import PacketRows
+from pybalancer.packet.generations import History, Member, Numbers, generation
+
+SIZE, SECRET = 1021, bytes(range(16))
+MOST_HOPS = 4
+NAMES = "abcdefgh"
+NUMBERS = Numbers({f"host {name}": number for number, name in enumerate(NAMES, 1)})
+
+Weights = Mapping[str, int]
+
+
+class Host:
+    """A director, or an agent on a backend: its history, and the rows that it makes of it."""
+
+    def __init__(self, name: str, *, agent: bool) -> None:
+        self.me = f"host {name}" if agent else None
+        self.history = History()
+        self.rows: list[tuple[int, ...]] = []
+
+    def apply(self, weights: Weights) -> None:
+        newest = generation([Member(name, weight, f"host {name}") for name, weight in weights.items()])
+        if self.me is not None:
+            self.history = self.history.joined_by(self.me, newest)
+        self.history = self.history.with_(newest)
+        sets = self.history.seen_by(self.me) if self.me is not None else self.history.generations
+        rows = PacketRows(NUMBERS.rows(sets), secret=SECRET, size=SIZE)
+        self.rows = [rows.row(slot) for slot in range(SIZE)]
+
+
+def next_of(row: Sequence[int], me: int, hops: int) -> int:
+    """As ``next_of`` of the packet room."""
+    others = [number for number in row if number not in (0, me)]
+    return others[min(hops, len(others) - 1)] if others else 0
+
+
+class Site:
+    def __init__(self, seed: int, backends: str) -> None:
+        self.dice = random.Random(seed)
+        self.weights: dict[str, int] = dict.fromkeys(backends, 1)
+        self.directors = [Host("", agent=False) for _ in range(3)]
+        self.agents = {name: Host(name, agent=True) for name in backends}
+        self.connections: list[tuple[int, int]] = []
+        for host in (*self.directors, *self.agents.values()):
+            host.apply(self.weights)
+
+    def open(self, count: int) -> None:
+        """Connections by any director: slot, and who has it."""
+        for _ in range(count):
+            slot = self.dice.randrange(SIZE)
+            self.connections.append((slot, self.dice.choice(self.directors).rows[slot][0]))
+
+    def lost(self) -> int:
+        return sum(
+            not self.finds(director, slot, owner)
+            for slot, owner in self.connections
+            for director in self.directors
+        )
+
+    def finds(self, director: Host, slot: int, owner: int) -> bool:
+        here = director.rows[slot][0]
+        for hops in range(MOST_HOPS + 1):
+            if here == owner:
+                return True
+            there = next_of(self.agents[NAMES[here - 1]].rows[slot], here, hops)
+            if not there:
+                return False
+            here = there
+        return False
+
+    def change(self, weights: dict[str, int], *, agents_first: bool, opening: int) -> int:
+        """One change, host by host; how many connections were lost on the way, for some director."""
+        self.weights = weights
+        for name in weights:
+            if name not in self.agents:
+                self.agents[name] = Host(name, agent=True)
+                self.agents[name].apply(weights)
+        agents, directors = list(self.agents.values()), list(self.directors)
+        self.dice.shuffle(agents)
+        self.dice.shuffle(directors)
+        order = [*agents, *directors]
+        if not agents_first:
+            self.dice.shuffle(order)
+        lost = 0
+        for host in order:
+            host.apply(weights)
+            self.open(opening)
+            lost += self.lost()
+        return lost
+
+    def next_weights(self) -> dict[str, int]:
+        """One backend added, drained, taken back or removed."""
+        active = [name for name, weight in self.weights.items() if weight]
+        drained = [name for name, weight in self.weights.items() if not weight]
+        new = next(name for name in NAMES if name not in self.agents)
+        choices = [{**self.weights, new: 1}]
+        if len(active) > 2:
+            choices.append({**self.weights, self.dice.choice(active): 0})
+        if drained:
+            back = self.dice.choice(drained)
+            choices.append({**self.weights, back: 1})
+            choices.append({name: weight for name, weight in self.weights.items() if name != back})
+        return self.dice.choice(choices)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_agents_before_directors_and_nothing_is_lost(seed: int) -> None:
+    site = Site(seed, "abcd")
+    site.open(200)
+    for _ in range(2):
+        assert site.change(site.next_weights(), agents_first=True, opening=20) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_in_any_order_nothing_is_lost_that_began_before(seed: int) -> None:
+    site = Site(seed, "abcd")
+    for _ in range(2):
+        site.open(100)
+        assert site.change(site.next_weights(), agents_first=False, opening=0) == 0
+
+
+def test_one_after_the_other_is_drained_and_taken_back() -> None:
+    """A rolling restart: every connection outlives it but those of the backend whose turn it is."""
+    site = Site(1, "abcdef")
+    site.open(300)
+    for name in "abcdef":
+        assert site.change({**site.weights, name: 0}, agents_first=True, opening=10) == 0
+        # It restarts: what it still has ends.
+        number = NUMBERS[f"host {name}"]
+        site.connections = [each for each in site.connections if each[1] != number]
+        assert site.change({**site.weights, name: 1}, agents_first=True, opening=10) == 0
+
+
+def test_without_second_hops_they_would_be_lost() -> None:
+    site = Site(1, "abcd")
+    site.open(400)
+    for agent in site.agents.values():
+        agent.rows = [(0, 0, 0, 0)] * SIZE
+    for director in site.directors:
+        director.apply({**site.weights, "a": 0})
+    assert site.lost() > 100
