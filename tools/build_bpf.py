@@ -1,8 +1,8 @@
 """Compile rust/packet/balancer.bpf.c, as ``make bpf`` does.
 
-The object is committed, so that nobody who builds or installs pybalancer needs a compiler for BPF. It says in its
-section ".source" which source it was made from; with the same ziglang (pyproject.toml's group "dev" names one
-version) the same source makes the same bytes, and tests/packet/test_object.py holds both.
+The object is committed, so that nobody who builds or installs pybalancer needs a compiler for BPF. It says
+in its section ".source" which source it was made from; with the same ziglang (pyproject.toml's group "dev"
+names one version) the same source makes the same bytes, and tests/packet/test_object.py holds both.
 """
 
 import hashlib

@@ -18,7 +18,6 @@ from .talks import Talks, talks
 from .topology import Site, site
 
 
-
 @functools.cache
 def _lacking() -> str:
     return "; ".join(_core.packet_support())
