@@ -8,6 +8,8 @@
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
 #   make bench-ripple
 #                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
+#   make bench-packet
+#                 packet mode: a packet, a change, broken connections (as root)
 #   make bpf      the programs of the packet room, after a change of rust/packet/balancer.bpf.c
 #   make build    the extension module, into this checkout
 #
@@ -20,7 +22,7 @@ FOR    ?=
 DIST   ?= dist
 RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: demo test conformance wheel bench bench-ripple bpf build fmt lint clean test-rust test-python docs
+.PHONY: demo test conformance wheel bench bench-ripple bench-packet bpf build fmt lint clean test-rust test-python docs
 
 demo: build
 	$(BIN)/pybalancer demo $(if $(FOR),--for $(FOR))
@@ -70,6 +72,9 @@ bench: build
 
 bench-ripple: build
 	$(BIN)/python -m bench.ripple --write
+
+bench-packet: build
+	$(BIN)/python -m bench.packet --write
 
 # Who changes the programs for the kernel compiles them; the object is committed.
 bpf: $(VENV)/.ready

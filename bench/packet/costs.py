@@ -26,6 +26,7 @@ L2, L3 = 443, 444
 PORTS = (L2, L3)
 SYN, ACK = 0x02, 0x10
 BACKENDS = 1000
+WANTED = 50.0
 ME = BACKENDS + 1
 
 
@@ -35,13 +36,18 @@ class Case:
 
     name: str
     role: str
+    way: str
+    """L2 or L3: how all backends are forwarded to."""
     packet: bytes
     verdict: str
     reason: str
-    front: int
-    """Bytes in front that the program may change."""
-    most: float | None = None
+    most: float | None
     """Nanoseconds above the baseline that are wanted."""
+
+    @property
+    def front(self) -> int:
+        """Bytes in front that the program may change."""
+        return 34 if self.role == "agent" and self.way == "L3" else 14
 
 
 @dataclass
@@ -59,15 +65,12 @@ class Cost:
 
 def segment(version: int, port: int, flags: int, client_port: int = CLIENT_PORT) -> bytes:
     """An IP packet with a TCP header and nothing more."""
-    tcp = (
-        client_port.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, flags]) + bytes(6)
-    )
+    tcp = client_port.to_bytes(2, "big") + port.to_bytes(2, "big")
+    tcp += bytes(8) + bytes([0x50, flags]) + bytes(6)
     ends = ip_address(CLIENT[version]).packed + ip_address(VIP[version]).packed
     if version == 4:
-        return (
-            b"\x45\0" + (20 + len(tcp)).to_bytes(2, "big") + bytes([0, 1, 0x40, 0, 64, 6, 0, 0]) + ends + tcp
-        )
-    return b"\x60\0\0\0" + len(tcp).to_bytes(2, "big") + bytes([6, 64]) + ends + tcp
+        return b"\x45\0\0\x28\0\1\x40\0\x40\6\0\0" + ends + tcp
+    return b"\x60\0\0\0\0\x14\6\x40" + ends + tcp
 
 
 def frame(inside: bytes, outer: bytes = b"") -> bytes:
@@ -84,49 +87,28 @@ def outer(inside: bytes) -> bytes:
 
 def cases() -> list[Case]:
     made = []
+
+    def case(name: str, packet: bytes, verdict: str, reason: str, most: float | None = None) -> None:
+        role, way = name.split(",", maxsplit=1)[0].split()
+        made.append(Case(name, role, way, packet, verdict, reason, most))
+
     for version in (4, 6):
-        for flags, called in ((ACK, ""), (SYN, " SYN")):
-            for port, way in ((L2, "L2"), (L3, "L3")):
-                made.append(
-                    Case(
-                        f"director {way}, IPv{version}{called}",
-                        "director",
-                        frame(segment(version, port, flags)),
-                        "tx",
-                        "forwarded",
-                        14,
-                        50,
-                    )  # fmt: skip
-                )
-        elsewhere = segment(version, 8080, ACK)
-        made.append(
-            Case(
-                f"director, IPv{version}, not ours",
-                "director",
-                frame(elsewhere),
-                "pass",
-                "passed_not_ours",
-                14,
-            )
-        )
+        for way, port in (("L2", L2), ("L3", L3)):
+            for flags, called in ((ACK, ""), (SYN, ", SYN")):
+                packet = frame(segment(version, port, flags))
+                case(f"director {way}, IPv{version}{called}", packet, "tx", "forwarded", WANTED)
+        other = frame(segment(version, 8080, ACK))
+        case(f"director L2, IPv{version}, not ours", other, "pass", "passed_not_ours")
     for version in (4, 6):
-        syn, ours = segment(version, L2, SYN), segment(version, L2, ACK)
-        lost = segment(version, L2, ACK, STRANGER_PORT)
-        for way, inside in (("SYN", syn), ("of a connection here", ours)):
-            made += [
-                Case(f"agent L2, IPv{version}, {way}", "agent", frame(inside), "pass", "delivered", 14),
-                Case(
-                    f"agent L3, IPv{version}, {way}", "agent",
-                    frame(inside, outer(inside)), "pass", "delivered", 34,
-                ),
-            ]  # fmt: skip
-        made.append(Case(f"agent L2, IPv{version}, second hop", "agent", frame(lost), "tx", "second_hop", 14))
-        far = segment(version, L3, ACK, STRANGER_PORT)
-        made.append(
-            Case(
-                f"agent L3, IPv{version}, second hop", "agent", frame(far, outer(far)), "tx", "second_hop", 34
-            )
-        )
+        for way in ("L2", "L3"):
+            for called, flags, port, verdict, reason in (
+                ("SYN", SYN, CLIENT_PORT, "pass", "delivered"),
+                ("of a connection here", ACK, CLIENT_PORT, "pass", "delivered"),
+                ("second hop", ACK, STRANGER_PORT, "tx", "second_hop"),
+            ):
+                inside = segment(version, L2, flags, port)
+                packet = frame(inside, outer(inside) if way == "L3" else b"")
+                case(f"agent {way}, IPv{version}, {called}", packet, verdict, reason)
     return made
 
 
@@ -191,7 +173,7 @@ def check(path: PacketPath, case: Case) -> None:
 
 def measure(rounds: int, repeat: int) -> list[Cost]:
     """Interleaved: each round has every case once, and its baseline beside it."""
-    costs = {case.name: Cost(case) for case in cases()}
+    costs = [Cost(case) for case in cases()]
     with place():
         passing = kernel.load(kernel.PASSING)
         try:
@@ -199,12 +181,7 @@ def measure(rounds: int, repeat: int) -> list[Cost]:
                 path = path_of(role)
                 try:
                     lead(path, encapsulate=way == "L3")
-                    chosen = [
-                        cost
-                        for cost in costs.values()
-                        if cost.case.role == role
-                        and (f" {way}" in cost.case.name or (way == "L2" and "L3" not in cost.case.name))
-                    ]
+                    chosen = [cost for cost in costs if (cost.case.role, cost.case.way) == (role, way)]
                     for cost in chosen:
                         check(path, cost.case)
                     measure_all(chosen, passing, rounds, repeat)
@@ -212,7 +189,7 @@ def measure(rounds: int, repeat: int) -> list[Cost]:
                     path.close(keep=False)
         finally:
             os.close(passing)
-    return list(costs.values())
+    return costs
 
 
 def measure_all(costs: list[Cost], passing: int, rounds: int, repeat: int) -> None:
