@@ -11,7 +11,7 @@ _SECOND = re.compile(r"^(?=## )", re.MULTILINE)
 
 
 def replaced(text: str, section: str) -> str:
-    """``text`` with ``section`` (its first line the heading) in place of the one with that heading, or behind."""
+    """``text`` with ``section`` in place of the one that has its heading (its first line), or behind."""
     heading = section.split("\n", 1)[0]
     parts = _SECOND.split(text or "# Measured costs\n")
     kept = [part.rstrip("\n") + "\n" for part in parts]

@@ -1,8 +1,8 @@
 """Connections that break while backends come and go, in simulation.
 
-Rows are those that the product makes, by the history of each machine; a packet goes from machine to machine as
-in the packet room. Connections last to the end, so each meets every change that comes after its beginning:
-that is what WebSockets do, and the hardest case.
+Rows are those that the product makes, by the history of each machine; a packet goes from machine to machine
+as in the packet room. Connections last to the end, so each meets every change that comes after its
+beginning: that is what WebSockets do, and the hardest case.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def members(numbers: Sequence[int]) -> Generation:
 def simulate(connections: int, seed: int) -> list[Broken]:
     """A third of the connections begins with 24 backends, one with 30, one with 22.
 
-    Who leaves is drained: it keeps what it has. After each step of each change, machine by machine in any order,
-    every connection sends a packet by way of every director.
+    Who comes has begun when the others hear of it, who leaves is drained: it keeps what it has. After each step
+    of each change, machine by machine in any order, every connection is looked for by way of every director.
     """
     dice = random.Random(seed)
     present = list(range(1, STEPS[0] + 1))
@@ -92,6 +92,8 @@ def simulate(connections: int, seed: int) -> list[Broken]:
                 new = range(len(present) + 1, count + 1)
                 present += new
                 agents |= {number: Machine(number) for number in new}
+                for number in new:
+                    agents[number].apply(members(present))
             else:
                 present = sorted(dice.sample(present, count))
             machines = [*directors, *agents.values()]
@@ -110,7 +112,7 @@ def simulate(connections: int, seed: int) -> list[Broken]:
             by_modulo.append(present[hashed % len(present)])
     names = {
         "hash": "hash modulo backends",
-        "table": "table, no second hop",
+        "table": "table without second hops",
         "chain": "table and second hops",
     }
     return [Broken(names[way], len(hashes), len(lost[way])) for way in names]

@@ -15,15 +15,16 @@ HEADING = "## Packet mode"
 PROSE = """\
 Made by `make bench-packet`. Medians of interleaved rounds; in brackets the least and the most.
 
-- A packet: the programs run {repeat:,} times a round by BPF_PROG_TEST_RUN, on one packet of 40 bytes and its headers,
-  with {backends:,} backends and tables of {slots} slots. Hash, look-up, counters and headers are in it, the network
-  card is not. The baseline passes everything. Both begin with setting the packet back to what it was; where an
-  outer header comes or goes, what it takes to undo that is counted as the program's.
-- A change: milliseconds on the clock in Python, {slots} slots and {backends:,} backends. A second swap at once waits
-  until the kernel is sure that no packet sees the table of before.
-- Broken connections: a simulation of {steps} backends and {directors} directors, {connections:,} connections, of which a
-  third begins with each number of backends, and all of which last to the end. Every machine takes each
-  change in its turn, in any order; after each, every connection is looked for by way of every director."""
+- A packet: the programs run {repeat:,} times a round by BPF_PROG_TEST_RUN, on one packet without data, with
+  {backends:,} backends and tables of {slots} slots. Hash, look-up, counters and headers are in it, the
+  network card is not. The baseline passes everything. Both begin with setting the packet back to what it
+  was; where an outer header comes or goes, what it takes to undo that is counted as the program's.
+- A change: milliseconds on the clock in Python, {slots} slots and {backends:,} backends. A second swap at
+  once waits until the kernel is sure that no packet sees the table of before.
+- Broken connections: a simulation of {steps} backends and {directors} directors, {connections:,}
+  connections, of which a third begins with each number of backends, and all of which last to the end.
+  Every machine takes each change in its turn, in any order; after each, every connection is looked for by
+  way of every director."""
 
 
 def verdict(found: float, most: float, unit: str) -> str:
@@ -74,8 +75,8 @@ def broken(found: list[Broken]) -> list[str]:
     return [
         *table(rows),
         "",
-        "The published figures are those of Cheetah's experiments with the same numbers of backends. Connections there",
-        "end meanwhile, so only zero compares with zero.",
+        "The published figures are of Cheetah's experiments with the same numbers of backends. Connections",
+        "there end meanwhile, so only zero compares with zero.",
         "",
         f"- target: no connection broken by second hops and table: {ours.broken}, **{told}**",
         "",
