@@ -71,13 +71,30 @@ def members(numbers: Sequence[int]) -> Generation:
 
 
 def simulate(connections: int, seed: int) -> list[Broken]:
-    """A third of the connections begins with 24 backends, one with 30, one with 22.
+    """Backends that come and go one after the other, and all of them at once."""
+    found = run(steps(1), connections, seed)
+    at_once = run(steps(max(STEPS)), connections, seed)[-1]
+    return [*found, Broken(f"{at_once.way}, all at once", at_once.connections, at_once.broken)]
 
-    Who comes has begun when the others hear of it, who leaves is drained: it keeps what it has. After each step
-    of each change, machine by machine in any order, every connection is looked for by way of every director.
+
+def steps(most: int) -> list[int]:
+    """Numbers of backends, of which at most so many come or go between two."""
+    made = [STEPS[0]]
+    for count in STEPS[1:]:
+        while made[-1] != count:
+            made.append(made[-1] + max(-most, min(most, count - made[-1])))
+    return made
+
+
+def run(counts: list[int], connections: int, seed: int) -> list[Broken]:
+    """A third of the connections begins at each of ``STEPS``.
+
+    Who comes has begun when the others hear of it; who leaves is drained, and keeps what it has. After each
+    step of each change, machine by machine in any order, every connection is looked for by way of every
+    director.
     """
     dice = random.Random(seed)
-    present = list(range(1, STEPS[0] + 1))
+    present = list(range(1, counts[0] + 1))
     directors = [Machine() for _ in range(DIRECTORS)]
     agents = {number: Machine(number) for number in present}
     for machine in (*directors, *agents.values()):
@@ -86,11 +103,12 @@ def simulate(connections: int, seed: int) -> list[Broken]:
     owners: list[int] = []
     by_modulo: list[int] = []
     lost: dict[str, set[int]] = {"hash": set(), "table": set(), "chain": set()}
-    for step, count in enumerate(STEPS):
+    begins = list(STEPS)
+    for step, count in enumerate(counts):
         if step:
             if count > len(present):
                 new = range(len(present) + 1, count + 1)
-                present += new
+                present = [*present, *new]
                 agents |= {number: Machine(number) for number in new}
                 for number in new:
                     agents[number].apply(members(present))
@@ -105,11 +123,13 @@ def simulate(connections: int, seed: int) -> list[Broken]:
             lost["hash"] |= {
                 which for which, (had, has) in enumerate(zip(by_modulo, now, strict=True)) if had != has
             }
-        for _ in range(connections // len(STEPS)):
-            hashed = dice.getrandbits(64)
-            hashes.append(hashed)
-            owners.append(directors[0].row(maglev.slot(hashed, SIZE))[0])
-            by_modulo.append(present[hashed % len(present)])
+        if begins and count == begins[0]:
+            begins.pop(0)
+            for _ in range(connections // len(STEPS)):
+                hashed = dice.getrandbits(64)
+                hashes.append(hashed)
+                owners.append(directors[0].row(maglev.slot(hashed, SIZE))[0])
+                by_modulo.append(present[hashed % len(present)])
     names = {
         "hash": "hash modulo backends",
         "table": "table without second hops",
