@@ -9,7 +9,7 @@
 #   make bench-ripple
 #                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
 #   make bench-packet
-#                 what a packet costs in packet mode, and what breaks when backends change (as root)
+#                 packet mode: a packet, a change, broken connections (as root)
 #   make bpf      the programs of the packet room, after a change of rust/packet/balancer.bpf.c
 #   make build    the extension module, into this checkout
 #
