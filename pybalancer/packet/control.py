@@ -131,7 +131,7 @@ class PacketControl:
         except BaseException:
             if running is not self._running:
                 with contextlib.suppress(_core.PacketError, OSError):
-                    running.forwarder.close(keep=former is not None or running.forwarder.adopted)
+                    close(running, former is not None or running.forwarder.adopted)
             raise
         if former is not None:
             former.forwarder.close(keep=True)

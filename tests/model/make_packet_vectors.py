@@ -201,7 +201,11 @@ def options() -> Iterator[tuple[str, Packet]]:
 
 def fragments() -> Iterator[tuple[str, Packet]]:
     data = Raw(b"x" * 64)
-    for name, fields in (("first", {"flags": "MF"}), ("middle", {"flags": "MF", "frag": 8}), ("last", {"frag": 8})):
+    for name, fields in (
+        ("first", {"flags": "MF"}),
+        ("middle", {"flags": "MF", "frag": 8}),
+        ("last", {"frag": 8}),
+    ):
         yield f"v4 {name} fragment", frame(v4(**fields), tcp(), data)
         yield f"v4 {name} fragment of UDP", frame(v4(**fields), UDP(sport=40000, dport=53), data)
         yield f"v4 {name} fragment, not ours", frame(v4(dst="192.0.2.99", **fields), tcp(), data)
@@ -222,7 +226,10 @@ def lengths() -> Iterator[tuple[str, Packet]]:
         ("v4 TCP", frame(v4(), tcp(), Raw(b"data"))),
         ("v4 UDP", frame(v4(), UDP(sport=40000, dport=53), Raw(b"data"))),
         ("v6 TCP", frame(v6(), tcp(), Raw(b"data"))),
-        ("QinQ v4 options", frame(v4(options=[IPOption_NOP()] * 8), tcp(), tags=(Dot1AD(vlan=1), Dot1Q(vlan=2)))),
+        (
+            "QinQ v4 options",
+            frame(v4(options=[IPOption_NOP()] * 8), tcp(), tags=(Dot1AD(vlan=1), Dot1Q(vlan=2))),
+        ),
         ("v4 ICMP error", frame(v4(), ICMP(type=3, code=4), answer(back()))),
         ("v6 ICMP error", frame(v6(), ICMPv6PacketTooBig(mtu=1400), answer(back6()))),
     ):
@@ -241,19 +248,24 @@ def errors() -> Iterator[tuple[str, Packet]]:
     for type, code in ((3, 0), (3, 1), (3, 3), (3, 4), (3, 13), (11, 0), (11, 1), (12, 0)):
         yield f"ICMP {type}/{code}", frame(v4(src="203.0.113.1"), ICMP(type=type, code=code), answer(back()))
     for type in (0, 4, 5, 8, 13):
-        yield f"ICMP {type}, no error of a flow", frame(v4(src="203.0.113.1"), ICMP(type=type), answer(back()))
+        yield (
+            f"ICMP {type}, no error of a flow",
+            frame(v4(src="203.0.113.1"), ICMP(type=type), answer(back())),
+        )
     yield "ICMP echo request", frame(v4(), ICMP(type=8, id=1, seq=1), Raw(b"ping" * 10))
     big = ICMP(type=3, code=4, nexthopmtu=1400)
     for port in (8001, 8002, 8003, 8004, 8005, 8006):
         yield f"ICMP too big about {port}", frame(v4(src="203.0.113.1"), big, answer(back(), port))
-    yield "ICMP about a whole packet", frame(
-        v4(), big, IPerror(src=VIP, dst=CLIENT), TCPerror(sport=443, dport=40000), Raw(b"x" * 100)
+    yield (
+        "ICMP about a whole packet",
+        frame(v4(), big, IPerror(src=VIP, dst=CLIENT), TCPerror(sport=443, dport=40000), Raw(b"x" * 100)),
     )
     yield "ICMP about UDP", frame(v4(), big, Raw(bytes(back(proto=17) / UDP(sport=53, dport=40000))))
     yield "ICMP about ICMP", frame(v4(), big, Raw(bytes(back(proto=1) / ICMPerror(type=8))))
     yield "ICMP about options", frame(v4(), big, answer(back(options=[IPOption_NOP()] * 8)))
-    yield "ICMP in options about options", frame(
-        v4(options=[IPOption_NOP()] * 12), big, answer(back(options=[IPOption_NOP()] * 40))
+    yield (
+        "ICMP in options about options",
+        frame(v4(options=[IPOption_NOP()] * 12), big, answer(back(options=[IPOption_NOP()] * 40))),
     )
     yield "ICMP about 7 bytes", frame(v4(), big, Raw(bytes(answer(back()))[:-1]))
     yield "ICMP about a first fragment", frame(v4(), big, answer(back(flags="MF")))
@@ -276,7 +288,11 @@ def errors() -> Iterator[tuple[str, Packet]]:
 
 
 def strangers() -> Iterator[tuple[str, Packet]]:
-    for name, to in (("another MAC", OTHER), ("broadcast", "ff:ff:ff:ff:ff:ff"), ("multicast", "01:00:5e:00:00:01")):
+    for name, to in (
+        ("another MAC", OTHER),
+        ("broadcast", "ff:ff:ff:ff:ff:ff"),
+        ("multicast", "01:00:5e:00:00:01"),
+    ):
         yield f"to {name}", frame(v4(), tcp(), to=to)
     yield "MAC that differs in the last byte", frame(v4(), tcp(), to="02:00:00:00:00:00")
     yield "MAC that differs in the first byte", frame(v4(), tcp(), to="06:00:00:00:00:01")
@@ -295,7 +311,10 @@ def strangers() -> Iterator[tuple[str, Packet]]:
     yield "LLDP", Ether(dst=HERE, src=ROUTER, type=0x88CC) / Raw(bytes(40))
     yield "802.3 length", Ether(dst=HERE, src=ROUTER, type=46) / Raw(bytes(46))
     yield "version 6 in an IPv4 frame", Ether(dst=HERE, src=ROUTER, type=0x0800) / v6() / tcp()
-    yield "version 4 in an IPv6 frame", Ether(dst=HERE, src=ROUTER, type=0x86DD) / v4() / tcp() / Raw(bytes(40))
+    yield (
+        "version 4 in an IPv6 frame",
+        Ether(dst=HERE, src=ROUTER, type=0x86DD) / v4() / tcp() / Raw(bytes(40)),
+    )
 
 
 def to_agents() -> Iterator[tuple[str, Packet]]:
@@ -305,37 +324,49 @@ def to_agents() -> Iterator[tuple[str, Packet]]:
         proto = 4 if given is IP else 41
         for port in (9001, 9002, 9003, 9004, 9005):
             yield f"{name} to {port}", frame(inner(), tcp(port))
-            yield f"{name} to {port}, outside", frame(IP(**director, id=0x7060, proto=proto), inner(), tcp(port))
+            yield (
+                f"{name} to {port}, outside",
+                frame(IP(**director, id=0x7060, proto=proto), inner(), tcp(port)),
+            )
         wrapped = IP(**director, id=0x7060, proto=proto)
         yield f"{name} SYN, outside", frame(wrapped, inner(), tcp(9001, flags="S"))
         yield f"{name} UDP, outside", frame(wrapped, inner(), UDP(sport=1, dport=53), Raw(b"x"))
         yield f"{name} to nobody else, outside", frame(wrapped, inner(), tcp(8003))
         yield f"{name} outside, tagged", frame(wrapped, inner(), tcp(9001), tags=(Dot1Q(vlan=7),))
-        yield f"{name} too big for the second hop", frame(
-            wrapped, inner(), tcp(9003), Raw(b"x" * (1500 - 20 - len(bytes(inner())) - 20))
+        yield (
+            f"{name} too big for the second hop",
+            frame(wrapped, inner(), tcp(9003), Raw(b"x" * (1500 - 20 - len(bytes(inner())) - 20))),
         )
         for hops in (1, 2, 3, 4, 15):
             marked = IP(**director, id=0x7060 | hops, proto=proto)
             yield f"{name} after {hops} hops, outside", frame(marked, inner(), tcp(9003))
             source = f"02:70:6{hops:x}:aa:bb:cc"
             yield f"{name} after {hops} hops", frame(inner(), tcp(9001), source=source)
-        yield f"{name} with another identification", frame(
-            IP(**director, id=0x1234, proto=proto), inner(), tcp(9003)
+        yield (
+            f"{name} with another identification",
+            frame(IP(**director, id=0x1234, proto=proto), inner(), tcp(9003)),
         )
     yield "SYN", frame(v4(), tcp(9001, flags="S"))
     yield "UDP", frame(v4(), UDP(sport=1, dport=53))
     yield "fragment", frame(v4(flags="MF"), tcp(9001))
     yield "ICMP error", frame(v4(), ICMP(type=3, code=4), answer(back(), 9001))
-    yield "ICMP error, outside", frame(
-        IP(**director, id=0x7060, proto=4), v4(), ICMP(type=3, code=4), answer(back(), 9001)
+    yield (
+        "ICMP error, outside",
+        frame(IP(**director, id=0x7060, proto=4), v4(), ICMP(type=3, code=4), answer(back(), 9001)),
     )
     yield "outside, to another address", frame(IP(src="10.9.1.2", dst="10.1.0.7", proto=4), v4(), tcp(9001))
     yield "outside, not a service", frame(IP(**director, proto=4), v4(), tcp(22))
     yield "outside, another inner address", frame(IP(**director, proto=4), v4(dst="10.1.0.6"), tcp(22))
-    yield "outside, a fragment", frame(IP(src="10.9.1.2", dst="10.1.0.6", flags="MF", proto=4), v4(), tcp(9001))
+    yield (
+        "outside, a fragment",
+        frame(IP(src="10.9.1.2", dst="10.1.0.6", flags="MF", proto=4), v4(), tcp(9001)),
+    )
     yield "outside, twice", frame(IP(**director, proto=4), IP(**director, proto=4), v4(), tcp(9001))
     yield "outside, options", frame(IP(**director, proto=4, options=[IPOption_NOP()] * 4), v4(), tcp(9001))
-    yield "outside in v6, for a v4 backend", frame(IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=4), v4(), tcp(9001))
+    yield (
+        "outside in v6, for a v4 backend",
+        frame(IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=4), v4(), tcp(9001)),
+    )
     yield "mark that is none", frame(v4(), tcp(9001), source="02:70:73:aa:bb:cc")
     whole = bytes(frame(IP(**director, id=0x7060, proto=4), v4(), tcp(9001)))
     for length in range(14, len(whole)):
@@ -346,7 +377,9 @@ def to_agents_of_v6() -> Iterator[tuple[str, Packet]]:
     """Backend 4, whose address is IPv6, and which has no sockets either."""
     for name, inner in (("v4", v4()), ("v6", v6())):
         for hops in (0, 1, 3):
-            outer = IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=4 if name == "v4" else 41, fl=0xABCD0 | hops)
+            outer = IPv6(
+                src="2001:db8:9::1", dst="2001:db8:1::4", nh=4 if name == "v4" else 41, fl=0xABCD0 | hops
+            )
             for port in (8001, 9004, 9005):
                 yield f"{name} to {port} after {hops} hops", frame(outer, inner, tcp(port))
         yield f"{name} SYN", frame(outer, inner, tcp(9005, flags="S"))

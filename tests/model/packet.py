@@ -77,7 +77,9 @@ def number(data: bytes, at: int, size: int = 2) -> int:
     return int.from_bytes(data[at : at + size], "big")
 
 
-def rows(secret: bytes, generations: Sequence[Sequence[tuple[str, int, int]]], size: int) -> list[tuple[int, ...]]:
+def rows(
+    secret: bytes, generations: Sequence[Sequence[tuple[str, int, int]]], size: int
+) -> list[tuple[int, ...]]:
     """Owner and former owners of each slot, four ids."""
     tables = []
     for members in generations:
