@@ -41,8 +41,9 @@ def look(
     """The ways to ``hosts`` now. Raises OSError if the kernel cannot be asked.
 
     ``direct``: they must be neighbours themselves. Without ``routes`` only those that had no route are
-    looked up in the kernel's routes, which takes a question for each. One whose hardware address is lost keeps the one from
-    ``before``, for a machine may be busy for a while; that it is gone is for its check to find.
+    looked up in the kernel's routes, which takes a question for each. One whose hardware address is lost
+    keeps the one from ``before``, for a machine may be busy for a while; that it is gone is for its check
+    to find.
     """
     if not hosts:
         return {}

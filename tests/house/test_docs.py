@@ -131,6 +131,13 @@ def test_every_metric_is_explained() -> None:
     assert set(re.findall(r"\bpybalancer_\w+", OPERATING)) <= exposed
 
 
+def test_every_reason_of_packets_is_explained() -> None:
+    rows = table(section(PAGES["docs/packet.md"], "Seeing it"))
+    explained = {name.strip("`"): what for name, what in rows}
+    assert set(explained) == set(_core.PacketPath.REASONS)
+    assert all(explained.values())
+
+
 def test_every_exit_code_is_explained() -> None:
     codes = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
     rows = table(section(OPERATING, "Exit codes"))

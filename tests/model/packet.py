@@ -244,7 +244,7 @@ def strip(frame: bytes, flow: Flow) -> bytes:
 
 
 def after(row: tuple[int, ...], me: int, hops: int) -> int:
-    """Who is asked next: of the others in the row the one behind as many as were asked before, or the last."""
+    """Who is asked next: of the others in the row the one behind as many as were asked, or the last."""
     others = [backend for backend in row if backend not in (0, me)]
     return others[min(hops, len(others) - 1)] if others else 0
 
