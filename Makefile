@@ -8,6 +8,9 @@
 #   make bench    side by side with HAProxy and nginx (bench/RESULTS.md)
 #   make bench-ripple
 #                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
+#   make bench-packet
+#                 what a packet costs in packet mode, and what breaks when backends change (as root)
+#   make bpf      the programs of the packet room, after a change of rust/packet/balancer.bpf.c
 #   make build    the extension module, into this checkout
 #
 # Needs Python >= 3.11 with venv, a Rust toolchain and a C compiler.
@@ -17,9 +20,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 FOR    ?=
 DIST   ?= dist
-RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name '*.bpf.o' -o -name Cargo.toml)
 
-.PHONY: demo test conformance wheel bench bench-ripple build fmt lint clean test-rust test-python docs
+.PHONY: demo test conformance wheel bench bench-ripple bench-packet bpf build fmt lint clean test-rust test-python docs
 
 demo: build
 	$(BIN)/pybalancer demo $(if $(FOR),--for $(FOR))
@@ -69,6 +72,13 @@ bench: build
 
 bench-ripple: build
 	$(BIN)/python -m bench.ripple --write
+
+bench-packet: build
+	$(BIN)/python -m bench.packet --write
+
+# Who changes the programs for the kernel compiles them; the object is committed.
+bpf: $(VENV)/.ready
+	$(BIN)/python tools/build_bpf.py
 
 docs: build
 	$(BIN)/python -m pybalancer.config.reference > docs/config.md

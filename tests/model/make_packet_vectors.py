@@ -250,7 +250,7 @@ def errors() -> Iterator[tuple[str, Packet]]:
     for type in (0, 4, 5, 8, 13):
         yield (
             f"ICMP {type}, no error of a flow",
-            frame(v4(src="203.0.113.1"), ICMP(type=type), answer(back())),
+            frame(v4(src="203.0.113.1"), ICMP(type=type, ts_ori=1, ts_rx=2, ts_tx=3), answer(back())),
         )
     yield "ICMP echo request", frame(v4(), ICMP(type=8, id=1, seq=1), Raw(b"ping" * 10))
     big = ICMP(type=3, code=4, nexthopmtu=1400)

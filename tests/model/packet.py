@@ -146,6 +146,8 @@ def read_ip(frame: bytes, at: int, v6: bool, flow: Flow) -> Flow:
         head, length, protocol = 40, number(ip, 4) + 40, ip[6]
         client, here = IPv6Address(ip[8:24]), IPv6Address(ip[24:40])
         fragment = protocol == FRAGMENT
+        if here.ipv4_mapped:
+            raise Odd("passed_not_ours")
         known = {TCP, UDP, ICMP6, FRAGMENT} | EXTENSIONS
     else:
         head, length, protocol = (ip[0] & 15) * 4, number(ip, 2), ip[9]
