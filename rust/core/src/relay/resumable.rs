@@ -1,7 +1,7 @@
 //! The tap on a WebSocket that may go on at another backend.
 
-use pybalancer_core::reattach::{Halt, Watch, look};
-use pybalancer_core::ws::{Rules, Tracker};
+use crate::reattach::{Halt, Watch, look};
+use crate::ws::{Rules, Tracker};
 
 use super::Tap;
 
