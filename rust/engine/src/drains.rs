@@ -4,10 +4,11 @@
 //! the next of them is told to go is decided by one number for all ([`Pace`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use pybalancer_core::drain::{Pace, Terms};
+use pybalancer_core::drain::{Course, Pace, Terms};
 use pybalancer_core::record::Reason;
+use pybalancer_core::shed::Quota;
 use pybalancer_core::time::Tick;
 
 use crate::registry::{BackendEntry, ListenerEntry};
@@ -34,17 +35,6 @@ pub enum Scope {
     Listener(Arc<ListenerEntry>),
     /// Of these, which are all listeners there are.
     All(Vec<Arc<ListenerEntry>>),
-}
-
-/// How many tunnels a shed is to take from a backend.
-#[derive(Default)]
-pub struct Quota {
-    /// As ordered.
-    pub wanted: u32,
-    /// Tunnels that may be taken, as far as workers have counted.
-    pub found: AtomicU32,
-    /// Still to be taken.
-    pub left: AtomicU32,
 }
 
 /// What somebody asks for.
@@ -81,8 +71,7 @@ pub struct Order {
     pub total: u64,
     /// The same by the scope's backends.
     pub found: Vec<u64>,
-    pace: Pace,
-    next: AtomicU64,
+    course: Course,
     /// Tunnels told in time.
     pub closed: AtomicU64,
     /// Tunnels ended at the deadline.
@@ -91,7 +80,6 @@ pub struct Order {
     pub moved: AtomicU64,
     /// Those of the scope's backends that are taken back, by their place.
     released: Vec<AtomicBool>,
-    cancelled: AtomicBool,
     finished: AtomicUsize,
     /// When it was first seen to be over, in ns; 0 until then.
     over_at: AtomicU64,
@@ -125,28 +113,23 @@ impl Order {
         let released = (0..scope.loads().len()).map(|_| AtomicBool::new(false));
         let released = released.collect();
         let pace = Pace::new(total, terms.over, terms.rate);
-        let quota = |wanted: &u32| Quota {
-            wanted: *wanted,
-            found: AtomicU32::new(0),
-            left: AtomicU32::new(*wanted),
-        };
+        // A shed cuts nothing.
+        let deadline = (kind != Kind::Shed).then(|| now + terms.deadline);
         Order {
             id,
             kind,
             terms,
             began: now,
-            quotas: wanted.iter().map(quota).collect(),
+            quotas: wanted.iter().copied().map(Quota::new).collect(),
             counts_only,
             total,
             found: scope.loads(),
             scope,
-            next: AtomicU64::new(pace.first(now, draw)),
-            pace,
+            course: Course::new(pace, deadline, now, draw),
             closed: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             released,
-            cancelled: AtomicBool::new(false),
             finished: AtomicUsize::new(0),
             over_at: AtomicU64::new(0),
         }
@@ -178,26 +161,14 @@ impl Order {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether one more may be told to go now; else when to ask again.
-    pub fn admit(&self, now: Tick, draw: u64) -> Result<(), Tick> {
-        let mut next = self.next.load(Ordering::Relaxed);
-        loop {
-            let after = self.pace.admit(next, now, draw)?;
-            match (self.next).compare_exchange_weak(
-                next,
-                after,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(newer) => next = newer,
-            }
-        }
+    /// When who is told to go, and up to when.
+    pub fn course(&self) -> &Course {
+        &self.course
     }
 
     /// When what is left is cut; None for a shed, which cuts nothing.
     pub fn deadline(&self) -> Option<Tick> {
-        (self.kind != Kind::Shed).then(|| self.began + self.terms.deadline)
+        self.course.deadline()
     }
 
     /// Why its tunnels end.
@@ -213,7 +184,7 @@ impl Order {
     /// Tunnels left, those that are on their way included; of a shed those still to be told.
     pub fn left(&self) -> u64 {
         if self.kind == Kind::Shed {
-            let left = |quota: &Quota| u64::from(quota.left.load(Ordering::Relaxed));
+            let left = |quota: &Quota| u64::from(quota.left());
             return self.quotas.iter().map(left).sum();
         }
         let Scope::Backends(_) = self.scope else {
@@ -246,12 +217,12 @@ impl Order {
 
     /// Call it off: nobody else is told.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.course.cancel();
     }
 
     /// Whether it was called off.
     pub fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.course.cancelled()
     }
 
     /// A worker has nothing more to do for it.

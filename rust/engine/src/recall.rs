@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use pybalancer_core::http::Scanner;
-use pybalancer_core::reattach::{Agreed, Closes, Journey, Leaving, Watch, Words};
+use pybalancer_core::reattach::{Agreed, Hearing, Journey, Leaving, Watch, Words};
 use pybalancer_core::time::Tick;
 
 use crate::drains::Order;
@@ -32,19 +31,9 @@ pub struct Recall {
 impl Recall {
     /// Where the stream that `from` sends has to stop.
     pub fn watch(&self, from: Side) -> Watch {
-        match (from, &self.leaving) {
-            (Side::Client, leaving) => Watch {
-                boundary: leaving.is_some(),
-                closes: Closes::Pass,
-            },
-            (Side::Backend, Some(leaving)) if leaving.told => Watch {
-                boundary: false,
-                closes: Closes::Answers,
-            },
-            (Side::Backend, _) => Watch {
-                boundary: false,
-                closes: Closes::Leaving,
-            },
+        match from {
+            Side::Client => Watch::on_client(self.leaving.as_ref()),
+            Side::Backend => Watch::on_backend(self.leaving.as_ref()),
         }
     }
 }
@@ -57,9 +46,7 @@ pub struct Away {
     /// What the client says meanwhile.
     pub words: Words,
     /// What the backend under way has said.
-    pub answer: Vec<u8>,
-    /// How far that was searched for the end of a head.
-    pub scanner: Scanner,
+    pub answer: Hearing,
     /// When the connect, the answer or the wait under way is over.
     pub until: Option<Tick>,
     /// It is one of those that may ask backends now.
