@@ -1,0 +1,454 @@
+//! The balancer: the engine's worker over fake sockets.
+//!
+//! What the engine decides it asks of the core, and so does this: nothing is decided here that is decided
+//! there. The rest has the engine's names and order, so that the two can be read side by side.
+
+mod away;
+mod closing;
+mod draining;
+mod leaving;
+mod opening;
+mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pybalancer_core::endpoint::Endpoint;
+use pybalancer_core::flow::{FlowHasher, Secret};
+use pybalancer_core::pool::{Backend, Draw, FULL_RAMP, Key, Pool, State};
+use pybalancer_core::relay::Frames;
+use pybalancer_core::time::Tick;
+use pybalancer_core::ws::{Rules, Tracker};
+
+use crate::agenda::Wake;
+use crate::ledger::name;
+use crate::scenario::Scenario;
+use crate::wire::{End, Owner};
+use crate::world::Context;
+use draining::Draining;
+pub use draining::Order;
+use tunnel::{Flow, Opening, Outcome, Phase, Side, Tunnel};
+
+const SECRET: [u8; 16] = *b"sixteen bytes it";
+/// A prime: small, so that a table is quickly built.
+const TABLE: u32 = 251;
+
+/// How a tunnel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Nothing is missing.
+    Clean,
+    /// Something may be.
+    Abort,
+}
+
+/// All workers of it.
+pub struct Balancer {
+    scenario: Scenario,
+    tunnels: Vec<Option<Tunnel>>,
+    generations: u64,
+    /// The plan.
+    pub pool: Pool,
+    states: Vec<State>,
+    /// Tunnels and connects of each backend.
+    pub loads: Vec<u32>,
+    /// All drains and sheds there were.
+    pub orders: Vec<Arc<Order>>,
+    workers: Vec<Worker>,
+}
+
+#[derive(Default)]
+struct Worker {
+    drains: Vec<Draining>,
+}
+
+impl Balancer {
+    /// With all backends up.
+    pub fn new(scenario: &Scenario) -> Balancer {
+        let states = vec![State::Up; scenario.backends];
+        Balancer {
+            pool: plan(scenario, &states, None),
+            tunnels: Vec::new(),
+            generations: 0,
+            loads: vec![0; scenario.backends],
+            orders: Vec::new(),
+            workers: (0..scenario.workers).map(|_| Worker::default()).collect(),
+            scenario: scenario.clone(),
+            states,
+        }
+    }
+
+    /// Another plan, in which this backend is in that state.
+    pub fn set_state(&mut self, backend: usize, state: State) {
+        self.states[backend] = state;
+        self.pool = plan(&self.scenario, &self.states, Some(&self.pool));
+        self.release_drains();
+    }
+
+    /// Of this backend.
+    pub fn state(&self, backend: usize) -> State {
+        self.states[backend]
+    }
+
+    /// Tunnels of a backend that stand.
+    pub fn standing(&self, backend: usize) -> Vec<u32> {
+        let of = |tunnel: &&Tunnel| tunnel.at == Some(backend as u16) && tunnel.opening.is_none();
+        self.tunnels
+            .iter()
+            .flatten()
+            .filter(of)
+            .map(|tunnel| tunnel.connection)
+            .collect()
+    }
+
+    /// All connections that there are.
+    pub fn connections(&self) -> Vec<u32> {
+        self.tunnels
+            .iter()
+            .flatten()
+            .map(|tunnel| tunnel.connection)
+            .collect()
+    }
+
+    /// Of a client: where it is and its hash.
+    pub fn place(&self, connection: u32) -> Option<(Option<u16>, u64)> {
+        let mut tunnels = self.tunnels.iter().flatten();
+        let tunnel = tunnels.find(|tunnel| tunnel.connection == connection)?;
+        Some((tunnel.at, tunnel.hash))
+    }
+
+    /// A client has connected.
+    pub fn accept(&mut self, client: End, cx: &mut Context) {
+        let slot = match self.tunnels.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None => {
+                self.tunnels.push(None);
+                self.tunnels.len() - 1
+            }
+        };
+        self.generations += 1;
+        let generation = self.generations;
+        cx.give(client, Owner::TunnelClient(slot, generation));
+        self.tunnels[slot] = Some(Tunnel {
+            connection: u32::MAX,
+            generation,
+            worker: cx.random.below(self.workers.len()),
+            client,
+            backend: None,
+            at: None,
+            hash: 0,
+            to_backend: Flow::default(),
+            to_client: Flow::default(),
+            from_client: Tracker::default(),
+            from_backend: Tracker::default(),
+            opening: Some(Opening {
+                phase: Phase::Request,
+                head: Vec::new(),
+                scanner: Default::default(),
+                answer: Vec::new(),
+                answer_scanner: Default::default(),
+                tried: Vec::new(),
+                until: None,
+                away: None,
+            }),
+            closing: None,
+            recall: None,
+            active: cx.now,
+            armed: None,
+        });
+        self.on_wire(slot, generation, Side::Client, cx);
+    }
+
+    /// Something happened at one of a tunnel's ends.
+    pub fn wake(&mut self, owner: Owner, cx: &mut Context) {
+        match owner {
+            Owner::TunnelClient(slot, generation) => {
+                self.on_wire(slot, generation, Side::Client, cx);
+            }
+            Owner::TunnelBackend(slot, generation) => {
+                self.on_wire(slot, generation, Side::Backend, cx);
+            }
+            Owner::Client(_) | Owner::Backend(_) => {}
+        }
+    }
+
+    fn on_wire(&mut self, slot: usize, generation: u64, side: Side, cx: &mut Context) {
+        if self.current(slot, generation) {
+            self.on_tunnel(slot, side, cx);
+        }
+        if self.current(slot, generation) {
+            // Readiness is told again while there is something to be done.
+            self.arm(slot, cx);
+            let again = self.tunnels[slot].as_ref().and_then(|tunnel| {
+                let sides = [Side::Client, Side::Backend].into_iter();
+                sides
+                    .filter_map(|side| tunnel.end(side).filter(|_| wants_read(tunnel, side)))
+                    .next()
+            });
+            if let Some(end) = again.filter(|end| cx.readable(*end)) {
+                cx.agenda
+                    .at(cx.now + Duration::from_micros(20), Wake::Wire(end));
+            }
+        }
+    }
+
+    fn on_tunnel(&mut self, slot: usize, side: Side, cx: &mut Context) {
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return;
+        };
+        if tunnel.away().is_some() {
+            return self.on_away(slot, side, cx);
+        }
+        if tunnel.opening.is_some() {
+            return self.on_opening(slot, side, cx);
+        }
+        if tunnel.closing.is_some() {
+            return self.on_closing(slot, side, cx);
+        }
+        if tunnel.leaving().is_some() {
+            return self.on_leaving(slot, side, cx);
+        }
+        let Some(end) = tunnel.end(side) else { return };
+        let broken = cx.is_reset(end);
+        let resumes = tunnel.resumes();
+        let flow = tunnel.flow_from(side);
+        if flow.blocked() && broken {
+            if side == Side::Client || !resumes {
+                self.end(slot, How::Abort, cx);
+            }
+            return;
+        }
+        let readable = cx.readable(end) && !flow.eof && !flow.blocked();
+        if readable && !self.drive(slot, side, cx) {
+            return;
+        }
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return;
+        };
+        if tunnel.flow_from(side.other()).blocked() && !self.drive(slot, side.other(), cx) {
+            return;
+        }
+        let ended = self.tunnels[slot]
+            .as_mut()
+            .is_some_and(|tunnel| tunnel.flow_from(side).eof);
+        if broken && ended {
+            self.end(slot, How::Abort, cx);
+        }
+    }
+
+    /// Pump what `from` sends; false if that ended the tunnel.
+    fn drive(&mut self, slot: usize, from: Side, cx: &mut Context) -> bool {
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return false;
+        };
+        let Some(backend) = tunnel.backend else {
+            return true;
+        };
+        if tunnel.resumes() {
+            return self.drive_resumable(slot, from, cx);
+        }
+        tunnel.active = cx.now;
+        let (flow, tracker, sender, receiver) = match from {
+            Side::Client => (
+                &mut tunnel.to_backend,
+                &mut tunnel.from_client,
+                tunnel.client,
+                backend,
+            ),
+            Side::Backend => (
+                &mut tunnel.to_client,
+                &mut tunnel.from_backend,
+                backend,
+                tunnel.client,
+            ),
+        };
+        let stop_at_boundary = tunnel.closing.as_ref().is_some_and(|closing| match from {
+            Side::Client => closing.farewell.to_backend.is_some(),
+            Side::Backend => closing.farewell.to_client.is_some(),
+        });
+        let rules = Rules::default();
+        let mut tap = Frames {
+            tracker,
+            rules,
+            stop_at_boundary,
+        };
+        let outcome = flow.pump(&mut tap, sender, receiver, cx);
+        self.driven(slot, from, outcome, cx)
+    }
+
+    /// What a direction's pump has come to; false if that ended the tunnel.
+    fn driven(&mut self, slot: usize, from: Side, outcome: Outcome, cx: &mut Context) -> bool {
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return false;
+        };
+        match outcome {
+            Outcome::Waiting => true,
+            Outcome::Done if tunnel.closing.is_some() => true,
+            Outcome::Stopped => {
+                self.violated(slot, from, cx);
+                self.tunnels[slot].is_some()
+            }
+            Outcome::Done if tunnel.to_backend.done && tunnel.to_client.done => {
+                self.end(slot, How::Clean, cx);
+                false
+            }
+            Outcome::Done => true,
+            Outcome::SenderFailed | Outcome::Ended => {
+                self.end(slot, How::Abort, cx);
+                false
+            }
+            Outcome::ReceiverFailed => {
+                self.fail(slot, from.other(), cx);
+                false
+            }
+        }
+    }
+
+    /// `broken` takes nothing more. What it sent before is delivered, then both are aborted.
+    fn fail(&mut self, slot: usize, broken: Side, cx: &mut Context) {
+        if let Some(tunnel) = self.tunnels[slot].as_mut()
+            && let (Some(sender), Some(receiver)) = (tunnel.end(broken), tunnel.end(broken.other()))
+        {
+            let mut blind = pybalancer_core::relay::Blind;
+            let flow = tunnel.flow_from(broken);
+            if !flow.eof {
+                flow.pump(&mut blind, sender, receiver, cx);
+            }
+        }
+        self.end(slot, How::Abort, cx);
+    }
+
+    /// A timer of a tunnel.
+    pub fn late(&mut self, slot: usize, generation: u64, cx: &mut Context) {
+        let Some(tunnel) = self.tunnels.get_mut(slot).and_then(Option::as_mut) else {
+            return;
+        };
+        if tunnel.generation != generation {
+            return;
+        }
+        tunnel.armed = None;
+        let now = cx.now;
+        if tunnel.due(now).is_some_and(|due| due <= now) {
+            if tunnel.away().is_some() {
+                self.away_late(slot, cx);
+            } else if tunnel.opening.is_some() {
+                self.opening_late(slot, cx);
+            } else if tunnel.closing.is_some() {
+                self.closing_late(slot, cx);
+            } else {
+                self.step_leaving(slot, cx);
+            }
+        }
+        if self.current(slot, generation) {
+            self.arm(slot, cx);
+        }
+    }
+
+    fn arm(&mut self, slot: usize, cx: &mut Context) {
+        let late = cx.lateness();
+        let now = cx.now;
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return;
+        };
+        if let Some(due) = tunnel.due(now)
+            && tunnel
+                .armed
+                .is_none_or(|armed| armed > due + late || armed < now)
+        {
+            let at = due.max(now) + late + Duration::from_nanos(1);
+            tunnel.armed = Some(at);
+            cx.agenda.at(at, Wake::Tunnel(slot, tunnel.generation));
+        }
+    }
+
+    /// Close the ends and the books.
+    fn end(&mut self, slot: usize, how: How, cx: &mut Context) {
+        let Some(tunnel) = self.tunnels[slot].take() else {
+            return;
+        };
+        if let Some(at) = tunnel.at {
+            self.loads[usize::from(at)] -= 1;
+        }
+        if tunnel.away().is_some() {
+            cx.ledger.settled(tunnel.connection, false);
+        }
+        for end in [Some(tunnel.client), tunnel.backend].into_iter().flatten() {
+            match how {
+                How::Clean => cx.close(end),
+                How::Abort => cx.abort(end),
+            }
+        }
+    }
+
+    fn drop_backend(&mut self, slot: usize, cx: &mut Context) {
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return;
+        };
+        if let Some(at) = tunnel.at.take() {
+            self.loads[usize::from(at)] -= 1;
+        }
+        if let Some(backend) = tunnel.backend.take() {
+            cx.close(backend);
+        }
+    }
+
+    fn current(&self, slot: usize, generation: u64) -> bool {
+        let tunnel = self.tunnels.get(slot).and_then(Option::as_ref);
+        tunnel.is_some_and(|tunnel| tunnel.generation == generation)
+    }
+
+    fn pick(&mut self, slot: usize, cx: &mut Context) -> Option<u16> {
+        let tunnel = self.tunnels[slot].as_ref()?;
+        let tried = &tunnel.opening.as_ref()?.tried;
+        let draw = Draw {
+            hash: tunnel.hash,
+            entropy: cx.random.next(),
+        };
+        self.pool.pick(draw, |index| self.loads[index], tried)
+    }
+}
+
+/// Whether what this side sends is read now.
+fn wants_read(tunnel: &Tunnel, side: Side) -> bool {
+    let (flow, mute) = match side {
+        Side::Client => (
+            &tunnel.to_backend,
+            tunnel.closing.as_ref().map(|c| c.farewell.client_mute),
+        ),
+        Side::Backend => (
+            &tunnel.to_client,
+            tunnel.closing.as_ref().map(|c| c.farewell.backend_mute),
+        ),
+    };
+    if let (Some(mute), Some(closing)) = (mute, &tunnel.closing) {
+        return !closing.ended[side as usize] && (mute || !flow.blocked() && !flow.eof);
+    }
+    tunnel.opening.is_none() && !flow.eof && !flow.blocked() && !tunnel.withheld(side)
+}
+
+fn plan(scenario: &Scenario, states: &[State], previous: Option<&Pool>) -> Pool {
+    let backend = |(number, state): (usize, &State)| Backend {
+        name: name(number).into(),
+        endpoint: Endpoint::Unix(name(number).into()),
+        weight: scenario.weights[number],
+        state: *state,
+        ramp: FULL_RAMP,
+    };
+    let backends = states.iter().enumerate().map(backend).collect();
+    let secret = Secret::from_bytes(SECRET);
+    Pool::new(
+        "chat".into(),
+        scenario.policy,
+        Key::Source,
+        None,
+        backends,
+        TABLE,
+        &secret,
+        previous,
+    )
+    .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn hash(connection: u32) -> u64 {
+    FlowHasher::new(&Secret::from_bytes(SECRET)).bytes(&connection.to_be_bytes())
+}

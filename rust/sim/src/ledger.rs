@@ -1,0 +1,421 @@
+//! Who has said and heard what, and what was promised: every invariant is checked here, in the moment in
+//! which something happens. A breach is a panic; the seed tells the rest.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use pybalancer_core::reattach::{SERVICE_RESTART, SMALL};
+use pybalancer_core::time::Tick;
+
+use crate::frames::Message;
+
+/// What a second's closes may be late by: that of the pace.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A client's connection, from its handshake to its end.
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// It goes on elsewhere when its backend goes away.
+    pub reattaches: bool,
+    /// The handshake, as its first backend got it.
+    pub head: Option<String>,
+    /// Messages that the client has said.
+    pub said: u32,
+    /// Messages that backends have had.
+    pub had: u32,
+    /// Its backends, one after the other.
+    pub sessions: Vec<Session>,
+    /// Which of them the client hears now, and how many of that one's messages it has heard.
+    hears: (usize, u32),
+    /// Something may be missing: a backend or the client broke off, or time ran out.
+    pub lossy: bool,
+    /// The client is rude or slow: its end may be an abort.
+    pub excused: bool,
+    /// Codes that it may be closed with.
+    codes: BTreeSet<u16>,
+    /// It has had a Close.
+    pub closed: Option<u16>,
+    /// It is over for the client.
+    pub over: bool,
+    /// Handshakes since it lost its last backend.
+    attempts: u32,
+    /// When it lost its backend.
+    lost_at: Option<Tick>,
+    /// Pings of the client that nobody has had or answered, by their number.
+    pings: BTreeSet<u32>,
+}
+
+/// A connection at one backend.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Which.
+    pub backend: usize,
+    /// Messages that it has said.
+    pub said: u32,
+    /// It has gone in a way that nobody planned.
+    pub broke: bool,
+    /// It has said a frame that is not kept whole.
+    pub large: bool,
+    /// The code of its Close.
+    pub closed: Option<u16>,
+}
+
+/// A drain or shed, and whom it has told.
+#[derive(Debug)]
+pub struct Told {
+    /// In any second, at most; None for no cap.
+    most: Option<usize>,
+    /// Of so many tunnels.
+    count: usize,
+    over: Duration,
+    recent: VecDeque<Tick>,
+    /// How many.
+    pub all: usize,
+    /// It was called off.
+    pub cancelled: bool,
+    gaps: BTreeSet<u64>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// By number.
+    pub connections: Vec<Connection>,
+    /// By number.
+    pub orders: Vec<Told>,
+    /// Nothing goes wrong in this scenario: then nothing may be lost, and nobody may notice a move.
+    pub calm: bool,
+    /// Handshakes that may fail, and the time that there is.
+    pub tries: u32,
+    /// For finding another backend.
+    pub timeout: Duration,
+    /// Events of note, for the sum of all seeds: a simulation in which nothing happens proves nothing.
+    pub seen: crate::Seen,
+}
+
+impl Ledger {
+    /// A client begins.
+    pub fn connect(&mut self, reattaches: bool, excused: bool) -> u32 {
+        self.connections.push(Connection {
+            reattaches,
+            excused,
+            lossy: excused,
+            ..Connection::default()
+        });
+        self.connections.len() as u32 - 1
+    }
+
+    /// Of this connection.
+    pub fn of(&mut self, connection: u32) -> &mut Connection {
+        &mut self.connections[connection as usize]
+    }
+
+    /// A backend has got a handshake. `resumed`: what the field of the balancer says.
+    pub fn handshake(&mut self, connection: u32, head: &str, backend: &str, now: Tick) {
+        let (tries, timeout) = (self.tries, self.timeout);
+        let one = self.of(connection);
+        let (plain, field) = resumed(head);
+        let Some((previous, attempt)) = field else {
+            assert!(
+                one.sessions.is_empty(),
+                "a second first handshake at {backend}"
+            );
+            one.head = Some(plain);
+            return;
+        };
+        let last = one.sessions.last().map(|session| name(session.backend));
+        assert!(one.reattaches, "a repeated handshake that nobody asked for");
+        assert_eq!(
+            one.head.as_ref(),
+            Some(&plain),
+            "a handshake is repeated as recorded"
+        );
+        assert_eq!(Some(previous), last, "the previous backend");
+        one.attempts += 1;
+        assert!(
+            attempt >= one.attempts,
+            "attempt {attempt} is counted, {} came",
+            one.attempts
+        );
+        one.attempts = attempt;
+        assert!(attempt <= tries, "attempt {attempt} of {tries}");
+        let lost = one.lost_at.unwrap_or(now);
+        // Delays of the network come on top.
+        let slack = timeout + Duration::from_millis(700);
+        assert!(
+            now.since(lost) <= slack,
+            "a handshake {:?} after the loss",
+            now.since(lost)
+        );
+        self.seen.repeated += 1;
+    }
+
+    /// A backend has answered with a 101: this is its session's number.
+    pub fn open(&mut self, connection: u32, backend: usize) -> u32 {
+        let one = self.of(connection);
+        one.sessions.push(Session {
+            backend,
+            ..Session::default()
+        });
+        one.sessions.len() as u32 - 1
+    }
+
+    /// The balancer has let go of a backend.
+    pub fn detached(&mut self, connection: u32, now: Tick) {
+        let one = self.of(connection);
+        (one.attempts, one.lost_at) = (0, Some(now));
+    }
+
+    /// It looks no longer.
+    pub fn settled(&mut self, connection: u32, moved: bool) {
+        let one = self.of(connection);
+        one.lost_at = None;
+        self.seen.moved += usize::from(moved);
+    }
+
+    /// The client says its next message.
+    pub fn client_says(&mut self, connection: u32) -> Message {
+        let one = self.of(connection);
+        one.said += 1;
+        Message {
+            connection,
+            session: 0,
+            number: one.said - 1,
+            from_client: true,
+        }
+    }
+
+    /// A backend says its next.
+    pub fn backend_says(&mut self, connection: u32, session: u32, length: usize) -> Message {
+        let one = &mut self.of(connection).sessions[session as usize];
+        one.said += 1;
+        // The longest header, or a ping, comes on top.
+        one.large |= length as u64 + 32 > SMALL;
+        Message {
+            connection,
+            session,
+            number: one.said - 1,
+            from_client: false,
+        }
+    }
+
+    /// A backend has had a message.
+    pub fn backend_hears(&mut self, connection: u32, session: u32, message: Message) {
+        let one = self.of(connection);
+        assert!(
+            message.from_client && message.connection == connection,
+            "another's: {message:?}"
+        );
+        assert_eq!(
+            session as usize + 1,
+            one.sessions.len(),
+            "said to a backend that was left"
+        );
+        assert!(
+            message.number >= one.had,
+            "twice, or out of order: {message:?}"
+        );
+        assert!(message.number < one.said, "never said: {message:?}");
+        let lossless = message.number == one.had || one.lossy;
+        assert!(
+            lossless,
+            "{} lost before {message:?}",
+            message.number - one.had
+        );
+        one.had = message.number + 1;
+        self.seen.messages += 1;
+    }
+
+    /// A client has heard a message.
+    pub fn client_hears(&mut self, connection: u32, message: Message) {
+        let one = self.of(connection);
+        assert!(
+            !message.from_client && message.connection == connection,
+            "another's: {message:?}"
+        );
+        let session = message.session as usize;
+        assert!(
+            session >= one.hears.0,
+            "of a backend that was left: {message:?}"
+        );
+        if session > one.hears.0 {
+            one.all_heard();
+            one.hears = (session, 0);
+        }
+        assert_eq!(
+            message.number, one.hears.1,
+            "twice, lost, or out of order: {message:?}"
+        );
+        assert!(message.number < one.sessions[session].said);
+        one.hears.1 += 1;
+        self.seen.messages += 1;
+    }
+
+    /// A ping of the client's, by its number.
+    pub fn client_pings(&mut self, connection: u32, number: u32) {
+        self.of(connection).pings.insert(number);
+    }
+
+    /// A backend has had it, or its answer has come.
+    pub fn ping_is_known(&mut self, connection: u32, number: u32) {
+        self.of(connection).pings.remove(&number);
+    }
+
+    /// A client has had a Close.
+    pub fn client_closed(&mut self, connection: u32, code: u16) {
+        let calm = self.calm;
+        let one = self.of(connection);
+        let backends = one.sessions.last().and_then(|session| session.closed) == Some(code);
+        let failed = code == SERVICE_RESTART && one.reattaches && !(calm && !one.excused);
+        assert!(
+            one.codes.contains(&code) || backends || failed,
+            "Close {code} was not promised (ordered: {:?}, re-attaches: {})",
+            one.codes,
+            one.reattaches
+        );
+        one.closed = Some(code);
+        self.seen.closed += 1;
+    }
+
+    /// A client's stream has ended without a Close. `within`: a frame of so many bytes is not complete.
+    pub fn client_cut(&mut self, connection: u32, within: Option<usize>) {
+        let one = self.of(connection);
+        one.over = true;
+        self.seen.cut += 1;
+        let one = &self.connections[connection as usize];
+        if one.excused || one.sessions.is_empty() {
+            return;
+        }
+        let session = &one.sessions[one.sessions.len() - 1];
+        // Where nothing re-attaches, the client sees what its backend did.
+        let passed_on = session.broke && !one.reattaches;
+        let large = within.is_some_and(|size| size as u64 > SMALL) || session.large;
+        let within_large = large && (session.broke || one.lossy);
+        assert!(
+            passed_on || within_large,
+            "1006 was not promised: within {within:?}, {session:?}, re-attaches: {}",
+            one.reattaches
+        );
+    }
+
+    /// A drain or shed begins.
+    pub fn order(&mut self, count: usize, over: Duration, rate: f64) -> usize {
+        self.orders.push(Told {
+            most: (rate > 0.0).then_some((rate.ceil() as usize).max(1)),
+            count,
+            over,
+            recent: VecDeque::new(),
+            all: 0,
+            cancelled: false,
+            gaps: BTreeSet::new(),
+        });
+        self.orders.len() - 1
+    }
+
+    /// This connection may be closed with that code from now on.
+    pub fn promise(&mut self, connection: u32, code: u16) {
+        self.of(connection).codes.insert(code);
+    }
+
+    /// A tunnel is told to go.
+    pub fn told(&mut self, order: usize, now: Tick) {
+        let told = &mut self.orders[order];
+        assert!(!told.cancelled, "told to go though it was called off");
+        told.all += 1;
+        if let Some(last) = told.recent.back() {
+            told.gaps.insert(now.0 - last.0);
+        }
+        told.recent.push_back(now);
+        while told
+            .recent
+            .front()
+            .is_some_and(|at| now.since(*at) >= SECOND)
+        {
+            told.recent.pop_front();
+        }
+        if let Some(most) = told.most {
+            let within = told.recent.len();
+            assert!(within <= most, "{within} told in a second, {most} at most");
+        }
+        // Intervals are not shorter than half the mean, less what a late worker makes up for.
+        let shortest = told.over.as_nanos() as f64 / told.count.max(1) as f64 / 2.0;
+        if shortest > 0.0 {
+            let span = (SECOND + Duration::from_millis(10)).as_nanos() as f64;
+            let most = (span / shortest) as usize + 1;
+            assert!(
+                told.recent.len() <= most,
+                "{} in a second, spread over {:?}",
+                told.recent.len(),
+                told.over
+            );
+        }
+        self.seen.told += 1;
+    }
+
+    /// Everything has come to rest: what was said has been heard.
+    pub fn close(&mut self) {
+        for (number, one) in self.connections.iter().enumerate() {
+            if one.closed.is_none() && !one.over && one.lost_at.is_none() && !one.excused {
+                one.all_heard();
+                if !one.lossy {
+                    assert_eq!(one.had, one.said, "connection {number}: had and said");
+                    assert!(
+                        one.pings.is_empty(),
+                        "connection {number}: {:?} unanswered",
+                        one.pings
+                    );
+                }
+            }
+            let by_us = one.closed.is_some_and(|code| one.codes.contains(&code));
+            if by_us && !one.lossy && !one.excused {
+                assert_eq!(
+                    one.had, one.said,
+                    "connection {number}, closed: had and said"
+                );
+            }
+        }
+        for told in &self.orders {
+            // Without a cap there is jitter: intervals are not all the same.
+            let jitters = told.most.is_some() || told.all < 8 || told.gaps.len() > 2;
+            assert!(jitters, "{} told in step: {:?}", told.all, told.gaps);
+        }
+    }
+}
+
+impl Connection {
+    /// All that the current backend has said.
+    fn all_heard(&self) {
+        let Some(session) = self.sessions.get(self.hears.0) else {
+            return;
+        };
+        let complete = session.said == self.hears.1 || session.broke || self.lossy;
+        assert!(
+            complete,
+            "{} said, {} heard by the client: {session:?}",
+            session.said, self.hears.1
+        );
+    }
+}
+
+/// What backends are called.
+pub fn name(backend: usize) -> String {
+    format!("app-{backend}")
+}
+
+/// A head without the field of a repeated handshake, and what that says: previous, attempt.
+fn resumed(head: &str) -> (String, Option<(String, u32)>) {
+    let mut plain = String::new();
+    let mut field = None;
+    for line in head.split_inclusive("\r\n") {
+        let Some(value) = line.strip_prefix("Pybalancer-Resumed: ") else {
+            plain.push_str(line);
+            continue;
+        };
+        let parts: Vec<&str> = value.trim().split("; ").collect();
+        assert_eq!(parts.len(), 3, "{value:?}");
+        let previous = parts[1].strip_prefix("previous=").unwrap_or_default();
+        let attempt = parts[2].strip_prefix("attempt=").unwrap_or_default();
+        field = Some((previous.to_string(), attempt.parse().unwrap_or_default()));
+    }
+    (plain, field)
+}
