@@ -1,7 +1,6 @@
 //! A backend: it answers handshakes, echoes, says things of its own, and falls in all ways.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use pybalancer_core::time::Tick;
 
@@ -58,14 +57,8 @@ impl Backend {
 
     /// Its timer: it says something to one of its clients, and the next part of what it has begun to all.
     pub fn tick(&mut self, cx: &mut Context) {
-        let busy = self
-            .lines
-            .values()
-            .any(|line| !line.frames.is_empty() || line.answer_at.is_some());
-        if cx.now < cx.until || busy {
-            let again = cx.now + cx.random.ms(self.talk / 2, self.talk);
-            cx.agenda.at(again, Wake::Backend(self.number));
-        }
+        let again = cx.now + cx.random.ms(self.talk / 2, self.talk);
+        cx.agenda.at(again, Wake::Backend(self.number));
         let chosen = (!self.lines.is_empty()).then(|| cx.random.below(self.lines.len()));
         let wires: Vec<usize> = self.lines.keys().copied().collect();
         for (place, wire) in wires.into_iter().enumerate() {
@@ -85,7 +78,11 @@ impl Backend {
             let Some(line) = self.lines.get_mut(&wire) else {
                 continue;
             };
-            line.out.extend(line.frames.pop_front().unwrap_or_default());
+            // The parts of a message come one after the other, not all at once.
+            let count = if cx.random.chance(70) { usize::MAX } else { 1 };
+            for _ in 0..count.min(line.frames.len()) {
+                line.out.extend(line.frames.pop_front().unwrap_or_default());
+            }
             self.flush(wire, cx);
         }
     }
@@ -165,8 +162,6 @@ impl Backend {
             .handshake(connection, &head, &name(self.number), cx.now);
         if cx.random.chance(30) || !self.calm && cx.random.chance(20) {
             line.answer_at = Some(cx.now + cx.random.ms(1, if self.calm { 100 } else { 900 }));
-            let again = cx.now + Duration::from_millis(1);
-            cx.agenda.at(again, Wake::Backend(self.number));
             return;
         }
         self.answer(wire, cx);
@@ -232,7 +227,10 @@ impl Backend {
             // It is another's protocol: what it says then is nobody's.
             return self.flush(wire, cx);
         }
-        line.open = Some((connection, cx.ledger.open(connection, self.number)));
+        cx.ledger.note(connection, cx.now, || {
+            format!("{} opens", name(self.number))
+        });
+        line.open = Some((connection, cx.ledger.open(connection)));
         if cx.random.chance(30) {
             self.push(wire, cx);
             if let Some(line) = self.lines.get_mut(&wire) {
@@ -274,6 +272,9 @@ impl Backend {
                 }
                 Heard::Pong(_) => {}
                 Heard::Close(code) => {
+                    cx.ledger.note(connection, cx.now, || {
+                        format!("its backend hears Close {code}")
+                    });
                     let Some(line) = self.lines.get_mut(&wire) else {
                         return;
                     };

@@ -63,17 +63,14 @@ impl Client {
 
     /// Its timer.
     pub fn tick(&mut self, cx: &mut Context) {
-        let again = cx.now + cx.random.ms(self.talk / 2, self.talk * 3 / 2 + 1);
-        if cx.now < cx.until {
-            cx.agenda.at(again, Wake::Client(self.number));
-        } else if self
-            .line
-            .as_ref()
-            .is_some_and(|line| self.slow || !line.frames.is_empty())
-        {
-            let soon = cx.now + Duration::from_millis(60);
-            cx.agenda.at(soon, Wake::Client(self.number));
-        }
+        let again = match cx.now < cx.until || self.line.is_some() {
+            true => cx.now + cx.random.ms(self.talk / 2, self.talk * 3 / 2 + 1),
+            false => return,
+        };
+        cx.agenda.at(
+            again.min(cx.now + Duration::from_millis(400)),
+            Wake::Client(self.number),
+        );
         let Some(line) = &mut self.line else {
             if cx.now < cx.until {
                 self.connect(cx);
@@ -203,6 +200,8 @@ impl Client {
             Read::Ended => false,
             Read::Reset => true,
         };
+        cx.ledger
+            .note(line.connection, cx.now, || "its client sees the end".into());
         if line.open && !line.closed {
             let within = line.ear.within();
             cx.ledger.client_cut(line.connection, within);
@@ -253,6 +252,9 @@ impl Client {
                     }
                 }
                 Heard::Close(code) => {
+                    cx.ledger.note(line.connection, cx.now, || {
+                        format!("its client hears Close {code}")
+                    });
                     cx.ledger.client_closed(line.connection, code);
                     line.closed = true;
                     if self.rude {

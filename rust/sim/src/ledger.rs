@@ -39,6 +39,10 @@ pub struct Connection {
     pub over: bool,
     /// Handshakes since it lost its last backend.
     attempts: u32,
+    /// The backend that it had last.
+    left: Option<usize>,
+    /// The session that it has now, or had last.
+    attached: usize,
     /// When it lost its backend.
     lost_at: Option<Tick>,
     /// Pings of the client that nobody has had or answered, by their number.
@@ -48,8 +52,6 @@ pub struct Connection {
 /// A connection at one backend.
 #[derive(Debug, Default)]
 pub struct Session {
-    /// Which.
-    pub backend: usize,
     /// Messages that it has said.
     pub said: u32,
     /// It has gone in a way that nobody planned.
@@ -83,17 +85,26 @@ pub struct Ledger {
     pub connections: Vec<Connection>,
     /// By number.
     pub orders: Vec<Told>,
-    /// Nothing goes wrong in this scenario: then nothing may be lost, and nobody may notice a move.
+    /// Nothing goes wrong in this scenario, and there is always another backend: then nobody notices a move.
     pub calm: bool,
     /// Handshakes that may fail, and the time that there is.
     pub tries: u32,
     /// For finding another backend.
     pub timeout: Duration,
+    /// The connection whose story is told, to find out what went wrong.
+    pub traced: Option<u32>,
     /// Events of note, for the sum of all seeds: a simulation in which nothing happens proves nothing.
     pub seen: crate::Seen,
 }
 
 impl Ledger {
+    /// Tell what happens to a connection, if its story is asked for.
+    pub fn note(&self, connection: u32, now: Tick, what: impl FnOnce() -> String) {
+        if self.traced == Some(connection) {
+            println!("{:10.6} {}", now.0 as f64 / 1e9, what());
+        }
+    }
+
     /// A client begins.
     pub fn connect(&mut self, reattaches: bool, excused: bool) -> u32 {
         self.connections.push(Connection {
@@ -123,14 +134,18 @@ impl Ledger {
             one.head = Some(plain);
             return;
         };
-        let last = one.sessions.last().map(|session| name(session.backend));
+        let last = one.left.map(name);
         assert!(one.reattaches, "a repeated handshake that nobody asked for");
         assert_eq!(
             one.head.as_ref(),
             Some(&plain),
             "a handshake is repeated as recorded"
         );
-        assert_eq!(Some(previous), last, "the previous backend");
+        assert_eq!(
+            Some(previous),
+            last,
+            "the previous backend of connection {connection}"
+        );
         one.attempts += 1;
         assert!(
             attempt >= one.attempts,
@@ -151,18 +166,16 @@ impl Ledger {
     }
 
     /// A backend has answered with a 101: this is its session's number.
-    pub fn open(&mut self, connection: u32, backend: usize) -> u32 {
+    pub fn open(&mut self, connection: u32) -> u32 {
         let one = self.of(connection);
-        one.sessions.push(Session {
-            backend,
-            ..Session::default()
-        });
+        one.sessions.push(Session::default());
         one.sessions.len() as u32 - 1
     }
 
     /// The balancer has let go of a backend.
-    pub fn detached(&mut self, connection: u32, now: Tick) {
+    pub fn detached(&mut self, connection: u32, backend: Option<u16>, now: Tick) {
         let one = self.of(connection);
+        one.left = backend.map(usize::from);
         (one.attempts, one.lost_at) = (0, Some(now));
     }
 
@@ -170,6 +183,9 @@ impl Ledger {
     pub fn settled(&mut self, connection: u32, moved: bool) {
         let one = self.of(connection);
         one.lost_at = None;
+        if moved {
+            one.attached = one.sessions.len() - 1;
+        }
         self.seen.moved += usize::from(moved);
     }
 
@@ -239,7 +255,7 @@ impl Ledger {
             "of a backend that was left: {message:?}"
         );
         if session > one.hears.0 {
-            one.all_heard();
+            one.all_heard(connection);
             one.hears = (session, 0);
         }
         assert_eq!(
@@ -269,7 +285,7 @@ impl Ledger {
         let failed = code == SERVICE_RESTART && one.reattaches && !(calm && !one.excused);
         assert!(
             one.codes.contains(&code) || backends || failed,
-            "Close {code} was not promised (ordered: {:?}, re-attaches: {})",
+            "connection {connection}: Close {code} was not promised (ordered: {:?}, re-attaches: {})",
             one.codes,
             one.reattaches
         );
@@ -293,7 +309,7 @@ impl Ledger {
         let within_large = large && (session.broke || one.lossy);
         assert!(
             passed_on || within_large,
-            "1006 was not promised: within {within:?}, {session:?}, re-attaches: {}",
+            "connection {connection}: 1006 was not promised: within {within:?}, {session:?}, re-attaches: {}",
             one.reattaches
         );
     }
@@ -356,7 +372,16 @@ impl Ledger {
     pub fn close(&mut self) {
         for (number, one) in self.connections.iter().enumerate() {
             if one.closed.is_none() && !one.over && one.lost_at.is_none() && !one.excused {
-                one.all_heard();
+                one.all_heard(number as u32);
+                let silent = one
+                    .sessions
+                    .get(one.attached)
+                    .is_none_or(|session| session.said == 0);
+                let current = one.attached == one.hears.0 || silent || one.lossy;
+                assert!(
+                    current,
+                    "connection {number}: nothing heard of its last backend"
+                );
                 if !one.lossy {
                     assert_eq!(one.had, one.said, "connection {number}: had and said");
                     assert!(
@@ -384,14 +409,14 @@ impl Ledger {
 
 impl Connection {
     /// All that the current backend has said.
-    fn all_heard(&self) {
+    fn all_heard(&self, number: u32) {
         let Some(session) = self.sessions.get(self.hears.0) else {
             return;
         };
         let complete = session.said == self.hears.1 || session.broke || self.lossy;
         assert!(
             complete,
-            "{} said, {} heard by the client: {session:?}",
+            "connection {number}: {} said, {} heard by the client: {session:?}",
             session.said, self.hears.1
         );
     }

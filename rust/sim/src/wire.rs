@@ -149,11 +149,6 @@ impl Context {
         end
     }
 
-    /// The end at the other side.
-    pub fn peer(&self, end: End) -> End {
-        end.peer()
-    }
-
     /// Whose it is.
     pub fn owner(&self, end: End) -> Owner {
         self.wires[end.wire].owners[end.side]

@@ -59,18 +59,23 @@ impl Context {
     }
 }
 
-/// Run the world of a seed to its end. Panics where a promise is broken.
-pub fn run(seed: u64) -> Seen {
+/// Run the world of a seed to its end. Panics where a promise is broken. What happens to the connection
+/// `traced` is printed, and what the world is like.
+pub fn run(seed: u64, traced: Option<u32>) -> Seen {
     let mut random = Random::new(seed);
     let scenario = Scenario::new(&mut random);
+    if traced.is_some() {
+        println!("{scenario:#?}");
+    }
     let mut cx = Context {
         now: Tick(0),
         agenda: Agenda::default(),
         random,
         ledger: Ledger {
-            calm: scenario.calm,
+            calm: scenario.calm && scenario.backends > 1,
             tries: scenario.rules.tries,
             timeout: scenario.rules.timeout,
+            traced,
             ..Ledger::default()
         },
         wires: Vec::new(),
@@ -93,6 +98,10 @@ pub fn run(seed: u64) -> Seen {
         }
         cx.now = cx.now.max(at);
         cx.ledger.seen.events += 1;
+        assert!(
+            cx.ledger.seen.events < 3_000_000,
+            "it spins: {wake:?} at {at:?}"
+        );
         match wake {
             Wake::Wire(end) => match cx.owner(end) {
                 Owner::Client(number) => clients[number].wake(end, &mut cx),
@@ -103,7 +112,7 @@ pub fn run(seed: u64) -> Seen {
             Wake::Client(number) => clients[number].tick(&mut cx),
             Wake::Backend(number) => backends[number].tick(&mut cx),
             Wake::Tunnel(slot, generation) => balancer.late(slot, generation, &mut cx),
-            Wake::Worker(worker) => balancer.advance_drains(worker, &mut cx),
+            Wake::Worker(worker) => balancer.wake_worker(worker, &mut cx),
             Wake::Script(place) => {
                 act(&scenario, place, &mut balancer, &mut backends, &mut cx);
             }
@@ -196,7 +205,7 @@ fn check(scenario: &Scenario, balancer: &Balancer, cx: &Context) {
             .flatten()
             .map(|backend| usize::from(*backend))
         {
-            if balancer.state(backend) != State::Draining {
+            if balancer.state(backend) != State::Draining || !order.holds(backend as u16) {
                 continue;
             }
             let left = balancer.standing(backend);

@@ -1,4 +1,5 @@
-//! A thousand worlds, or as many as PYBALANCER_SIM_SEEDS says; with PYBALANCER_SIM_SEED that one alone.
+//! A thousand worlds, or as many as PYBALANCER_SIM_SEEDS says; with PYBALANCER_SIM_SEED that one alone, and with
+//! PYBALANCER_SIM_TRACE the story of one of its connections.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,14 +16,15 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn promises_are_kept() {
     if let Some(seed) = number("PYBALANCER_SIM_SEED") {
-        println!("{:?}", run(seed));
+        let traced = number("PYBALANCER_SIM_TRACE").map(|connection| connection as u32);
+        println!("{:?}", run(seed, traced));
         return;
     }
     let count = number("PYBALANCER_SIM_SEEDS").unwrap_or(1000);
     let mut failed = Vec::new();
     let mut all = Seen::default();
     for seed in 0..count {
-        match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, None))) {
             Ok(seen) => all.add(seen),
             Err(_) => {
                 eprintln!(
@@ -48,6 +50,6 @@ fn promises_are_kept() {
 #[test]
 fn a_seed_makes_the_same_world_again() {
     for seed in [3, 71, 500] {
-        assert_eq!(run(seed), run(seed));
+        assert_eq!(run(seed, None), run(seed, None));
     }
 }

@@ -50,7 +50,10 @@ impl Balancer {
                 asks: true,
             }),
         });
-        cx.ledger.detached(tunnel.connection, cx.now);
+        cx.ledger.detached(tunnel.connection, tunnel.at, cx.now);
+        cx.ledger.note(tunnel.connection, cx.now, || {
+            format!("left {:?}", tunnel.at)
+        });
         self.drop_backend(slot, cx);
         if self.take_words(slot, &held, cx) {
             self.dial(slot, cx);
@@ -224,6 +227,9 @@ impl Balancer {
         let previous = recall
             .left
             .map_or_else(String::new, |left| name(left.into()));
+        cx.ledger.note(tunnel.connection, cx.now, || {
+            format!("attempt {attempt} at {:?}", tunnel.at)
+        });
         let head = repeated(&recall.head, "id", &previous, attempt);
         away.answer = Hearing::default();
         opening.until = Some(cx.now + timeout);
@@ -293,6 +299,9 @@ impl Balancer {
         recall.left = None;
         tunnel.active = cx.now;
         cx.ledger.settled(tunnel.connection, true);
+        cx.ledger.note(tunnel.connection, cx.now, || {
+            format!("re-attached at {:?}", tunnel.at)
+        });
         let words = away.words.into_bytes();
         let early = away.answer.behind(consumed).to_vec();
         let parts = [

@@ -109,6 +109,9 @@ impl Balancer {
             closing
                 .farewell
                 .advance(&tunnel.from_client, &tunnel.from_backend, to_them, to_us);
+        cx.ledger.note(tunnel.connection, cx.now, || {
+            format!("closing: {say:?} {closing:?}")
+        });
         let mut failed = false;
         if let Some(code) = say.to_client {
             let frame = close_frame(code, "", None);

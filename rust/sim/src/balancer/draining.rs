@@ -48,6 +48,15 @@ impl Order {
             .is_none_or(|deadline| deadline.since(now) >= ROOMY)
     }
 
+    /// Whether it is about this backend, still.
+    pub fn holds(&self, backend: u16) -> bool {
+        let scope = self
+            .scope
+            .as_ref()
+            .is_some_and(|scope| scope.contains(&backend));
+        scope && !self.released.borrow().contains(&backend)
+    }
+
     /// Which of the scope's backends has this tunnel.
     fn concerns(&self, tunnel: &Tunnel) -> Option<usize> {
         let Some(backends) = &self.scope else {
@@ -158,6 +167,7 @@ impl Balancer {
         let open = tunnel
             .at
             .is_some_and(|at| self.states[usize::from(at)] == State::Up);
+        let mut joined = false;
         for draining in &mut self.workers[tunnel.worker].drains {
             let order = &draining.order;
             if order.moves() && open || order.quotas.is_some() || order.course.cancelled() {
@@ -166,8 +176,12 @@ impl Balancer {
             if order.concerns(tunnel).is_some() {
                 draining.waiting.join(place);
                 cx.ledger.promise(tunnel.connection, order.terms.code);
-                cx.agenda.at(cx.now, Wake::Worker(tunnel.worker));
+                joined = true;
             }
+        }
+        if joined {
+            let worker = tunnel.worker;
+            self.arm_worker(worker, cx.now, cx);
         }
     }
 
@@ -192,8 +206,28 @@ impl Balancer {
         cx.ledger.orders[number].cancelled = true;
     }
 
+    fn arm_worker(&mut self, worker: usize, at: Tick, cx: &mut Context) {
+        let at = at + cx.lateness();
+        let armed = &mut self.workers[worker].armed;
+        if armed.is_none_or(|armed| at < armed) {
+            *armed = Some(at);
+            cx.agenda.at(at, Wake::Worker(worker));
+        }
+    }
+
+    /// A worker's time for its drains has come.
+    pub fn wake_worker(&mut self, worker: usize, cx: &mut Context) {
+        if self.workers[worker]
+            .armed
+            .is_some_and(|armed| armed <= cx.now)
+        {
+            self.workers[worker].armed = None;
+            self.advance_drains(worker, cx);
+        }
+    }
+
     /// Tell those whose time has come.
-    pub fn advance_drains(&mut self, worker: usize, cx: &mut Context) {
+    fn advance_drains(&mut self, worker: usize, cx: &mut Context) {
         let mut drains = std::mem::take(&mut self.workers[worker].drains);
         drains.retain_mut(|draining| self.advance_drain(worker, draining, cx));
         drains.append(&mut self.workers[worker].drains);
@@ -226,6 +260,7 @@ impl Balancer {
                 Turn::Tell((slot, _)) => {
                     cx.ledger.told(order.number, now);
                     self.send_off(slot, &order, cx);
+                    self.arm(slot, cx);
                 }
                 Turn::Wait(at) => break Some(at),
                 Turn::Empty => break None,
@@ -236,8 +271,7 @@ impl Balancer {
             return false;
         }
         if let Some(at) = again.into_iter().chain(deadline).min() {
-            let late = cx.lateness();
-            cx.agenda.at(at + late, Wake::Worker(worker));
+            self.arm_worker(worker, at, cx);
         }
         true
     }
@@ -281,10 +315,12 @@ impl Balancer {
             if tunnel.closing.is_some() {
                 cx.ledger.of(connection).lossy = true;
                 self.hurry(slot, soon, cx);
+                self.arm(slot, cx);
                 continue;
             }
             if tunnel.away().is_some() && order.moves() {
                 self.redirect(slot, cx);
+                self.arm(slot, cx);
                 continue;
             }
             cx.ledger.seen.late += 1;
@@ -292,6 +328,7 @@ impl Balancer {
                 cx.ledger.of(connection).lossy = true;
             }
             if order.moves() && self.leave_for(slot, order, Some(soon), cx) {
+                self.arm(slot, cx);
                 continue;
             }
             match phase {
@@ -313,10 +350,7 @@ impl Balancer {
                 }
                 Some(_) => self.end(slot, How::Abort, cx),
             }
-            if let Some(tunnel) = self.tunnels[slot].as_ref() {
-                let (slot, generation) = (slot, tunnel.generation);
-                cx.agenda.at(soon, Wake::Tunnel(slot, generation));
-            }
+            self.arm(slot, cx);
         }
     }
 

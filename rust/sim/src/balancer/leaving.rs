@@ -146,6 +146,9 @@ impl Balancer {
                 backend: &tunnel.from_backend,
             };
             let next = leaving.next(&streams, now);
+            cx.ledger.note(tunnel.connection, now, || {
+                format!("leaving: {next:?} of {leaving:?}")
+            });
             if late {
                 cx.ledger.of(tunnel.connection).lossy = true;
             }
@@ -228,6 +231,8 @@ impl Balancer {
             return;
         };
         cx.ledger.seen.failed += 1;
+        cx.ledger
+            .note(tunnel.connection, cx.now, || "cannot go on".into());
         if tunnel.from_backend.at_boundary() && !tunnel.to_client.eof {
             self.close_until(slot, SERVICE_RESTART, None, cx);
         } else {
@@ -245,6 +250,8 @@ impl Balancer {
             self.abort_backend(slot, cx);
             if let Some(tunnel) = self.tunnels[slot].as_mut() {
                 cx.ledger.settled(tunnel.connection, false);
+                // What waited has nowhere to go.
+                cx.ledger.of(tunnel.connection).lossy = true;
                 tunnel.opening = None;
             }
         }

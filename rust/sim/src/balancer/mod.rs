@@ -60,6 +60,8 @@ pub struct Balancer {
 #[derive(Default)]
 struct Worker {
     drains: Vec<Draining>,
+    /// When it looks at them again.
+    armed: Option<Tick>,
 }
 
 impl Balancer {
@@ -99,22 +101,6 @@ impl Balancer {
             .filter(of)
             .map(|tunnel| tunnel.connection)
             .collect()
-    }
-
-    /// All connections that there are.
-    pub fn connections(&self) -> Vec<u32> {
-        self.tunnels
-            .iter()
-            .flatten()
-            .map(|tunnel| tunnel.connection)
-            .collect()
-    }
-
-    /// Of a client: where it is and its hash.
-    pub fn place(&self, connection: u32) -> Option<(Option<u16>, u64)> {
-        let mut tunnels = self.tunnels.iter().flatten();
-        let tunnel = tunnels.find(|tunnel| tunnel.connection == connection)?;
-        Some((tunnel.at, tunnel.hash))
     }
 
     /// A client has connected.
@@ -179,15 +165,15 @@ impl Balancer {
         if self.current(slot, generation) {
             // Readiness is told again while there is something to be done.
             self.arm(slot, cx);
-            let again = self.tunnels[slot].as_ref().and_then(|tunnel| {
-                let sides = [Side::Client, Side::Backend].into_iter();
-                sides
-                    .filter_map(|side| tunnel.end(side).filter(|_| wants_read(tunnel, side)))
-                    .next()
-            });
-            if let Some(end) = again.filter(|end| cx.readable(*end)) {
-                cx.agenda
-                    .at(cx.now + Duration::from_micros(20), Wake::Wire(end));
+            for side in [Side::Client, Side::Backend] {
+                let tunnel = self.tunnels[slot].as_ref();
+                let tunnel = tunnel.filter(|tunnel| wants_read(tunnel, side));
+                if let Some(end) = tunnel.and_then(|tunnel| tunnel.end(side))
+                    && cx.readable(end)
+                {
+                    cx.agenda
+                        .at(cx.now + Duration::from_micros(20), Wake::Wire(end));
+                }
             }
         }
     }
@@ -366,6 +352,9 @@ impl Balancer {
         let Some(tunnel) = self.tunnels[slot].take() else {
             return;
         };
+        cx.ledger.note(tunnel.connection, cx.now, || {
+            format!("ends, {how:?}: {tunnel:?}")
+        });
         if let Some(at) = tunnel.at {
             self.loads[usize::from(at)] -= 1;
         }
