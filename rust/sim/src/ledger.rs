@@ -54,6 +54,8 @@ pub struct Connection {
 pub struct Session {
     /// Messages that it has said.
     pub said: u32,
+    /// The first and the last of the client's messages that it has had.
+    had: Option<(u32, u32)>,
     /// It has gone in a way that nobody planned.
     pub broke: bool,
     /// It has said a frame that is not kept whole.
@@ -215,30 +217,41 @@ impl Ledger {
         }
     }
 
-    /// A backend has had a message.
+    /// A backend has had a message. What was under way to the one before may come later than what the next
+    /// one got, but it was said earlier.
     pub fn backend_hears(&mut self, connection: u32, session: u32, message: Message) {
         let one = self.of(connection);
+        let number = message.number;
         assert!(
             message.from_client && message.connection == connection,
             "another's: {message:?}"
         );
-        assert_eq!(
-            session as usize + 1,
-            one.sessions.len(),
-            "said to a backend that was left"
+        assert!(number < one.said, "never said: {message:?}");
+        let (lossy, place) = (one.lossy, session as usize);
+        let before = one.sessions[..place]
+            .iter()
+            .filter_map(|session| session.had)
+            .map(|had| had.1)
+            .max();
+        let after = one.sessions[place + 1..]
+            .iter()
+            .filter_map(|session| session.had)
+            .map(|had| had.0)
+            .min();
+        let (first, last) = one.sessions[place].had.unwrap_or((number, number));
+        let again = one.sessions[place].had.is_some() && number <= last;
+        let ordered =
+            before.is_none_or(|before| before < number) && after.is_none_or(|after| number < after);
+        assert!(
+            ordered && !again,
+            "connection {connection}: twice, or out of order: {message:?}"
         );
         assert!(
-            message.number >= one.had,
-            "twice, or out of order: {message:?}"
+            lossy || number <= last + 1,
+            "connection {connection}: lost before {message:?}"
         );
-        assert!(message.number < one.said, "never said: {message:?}");
-        let lossless = message.number == one.had || one.lossy;
-        assert!(
-            lossless,
-            "{} lost before {message:?}",
-            message.number - one.had
-        );
-        one.had = message.number + 1;
+        one.sessions[place].had = Some((first, number));
+        one.had += 1;
         self.seen.messages += 1;
     }
 

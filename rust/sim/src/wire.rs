@@ -191,8 +191,14 @@ impl Context {
             let size = self.random.between(1, weather.piece).min(rest.len());
             let at = self.later(end);
             let (piece, after) = rest.split_at(size);
-            self.stream_mut(end).flight.push_back((at, piece.to_vec()));
-            self.agenda.at(at, Wake::Wire(end.peer()));
+            let flight = &mut self.stream_mut(end).flight;
+            match flight.back_mut() {
+                Some((last, before)) if *last == at => before.extend_from_slice(piece),
+                _ => {
+                    flight.push_back((at, piece.to_vec()));
+                    self.agenda.at(at, Wake::Wire(end.peer()));
+                }
+            }
             rest = after;
         }
         self.stream_mut(end).full |= taken < bytes.len();

@@ -59,6 +59,16 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Whose wake it is.
+    fn story(&self, wake: Wake) -> Option<Owner> {
+        match wake {
+            Wake::Wire(end) => Some(self.owner(end)),
+            _ => None,
+        }
+    }
+}
+
 /// Run the world of a seed to its end. Panics where a promise is broken. What happens to the connection
 /// `traced` is printed, and what the world is like.
 pub fn run(seed: u64, traced: Option<u32>) -> Seen {
@@ -100,7 +110,8 @@ pub fn run(seed: u64, traced: Option<u32>) -> Seen {
         cx.ledger.seen.events += 1;
         assert!(
             cx.ledger.seen.events < 3_000_000,
-            "it spins: {wake:?} at {at:?}"
+            "it spins: {wake:?} at {at:?}, {:?}",
+            cx.story(wake)
         );
         match wake {
             Wake::Wire(end) => match cx.owner(end) {

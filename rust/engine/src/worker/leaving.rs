@@ -174,6 +174,14 @@ impl Worker {
             self.counters
                 .backend(entry.index(), field!(BackendSlot, resets), 1);
         }
+        let said_all = |tunnel: &Tunnel| {
+            // One that has had, or said, its last goes nowhere else.
+            let closed = tunnel.from_client.closed().or(tunnel.from_backend.closed());
+            closed.is_some() && tunnel.leaving().is_none()
+        };
+        if (self.tunnels.get(slot as usize)).is_none_or(said_all) {
+            return false;
+        }
         self.begin_leaving(slot);
         let tunnel = self.tunnels.get_mut(slot as usize);
         if let Some(leaving) = tunnel.and_then(Tunnel::leaving_mut) {
@@ -223,6 +231,10 @@ impl Worker {
                     }
                 }
                 Next::Detach => return self.detach(slot),
+                Next::Over => {
+                    let code = tunnel.from_backend.closed().unwrap_or(SERVICE_RESTART);
+                    return self.close_websocket(slot, code, Reason::Finished);
+                }
                 Next::Fail => return self.fail_reattach(slot),
                 Next::Abort => {
                     self.count_reattach_failed(slot);

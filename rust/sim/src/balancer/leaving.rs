@@ -114,6 +114,14 @@ impl Balancer {
             (Side::Client, Outcome::ReceiverFailed, _) => (false, true),
             _ => return false,
         };
+        let said_all = |tunnel: &Tunnel| {
+            // One that has had, or said, its last goes nowhere else.
+            let closed = tunnel.from_client.closed().or(tunnel.from_backend.closed());
+            closed.is_some() && tunnel.leaving().is_none()
+        };
+        if self.tunnels[slot].as_ref().is_none_or(said_all) {
+            return false;
+        }
         self.begin_leaving(slot, cx);
         let tunnel = self.tunnels[slot].as_mut();
         if let Some(leaving) = tunnel.and_then(Tunnel::leaving_mut) {
@@ -146,9 +154,10 @@ impl Balancer {
                 backend: &tunnel.from_backend,
             };
             let next = leaving.next(&streams, now);
-            cx.ledger.note(tunnel.connection, now, || {
-                format!("leaving: {next:?} of {leaving:?}")
-            });
+            if next != Next::Wait {
+                let what = || format!("leaving: {next:?}, {leaving:?}");
+                cx.ledger.note(tunnel.connection, now, what);
+            }
             if late {
                 cx.ledger.of(tunnel.connection).lossy = true;
             }
@@ -168,6 +177,10 @@ impl Balancer {
                     }
                 }
                 Next::Detach => return self.detach(slot, cx),
+                Next::Over => {
+                    let code = tunnel.from_backend.closed().unwrap_or(SERVICE_RESTART);
+                    return self.close_until(slot, code, None, cx);
+                }
                 Next::Fail => return self.fail_reattach(slot, cx),
                 Next::Abort => return self.end(slot, How::Abort, cx),
             }
@@ -258,6 +271,7 @@ impl Balancer {
         let Some(tunnel) = self.tunnels[slot].as_mut() else {
             return false;
         };
+        let connection = tunnel.connection;
         let Some(recall) = &mut tunnel.recall else {
             return false;
         };
@@ -265,6 +279,10 @@ impl Balancer {
         if leaving.is_some_and(|leaving| leaving.broken) {
             recall.left = tunnel.at;
             self.drop_backend(slot, cx);
+        }
+        if leaving.is_some() {
+            // What its client still says has nowhere to go.
+            cx.ledger.of(connection).lossy = true;
         }
         leaving.is_some_and(|leaving| leaving.told)
     }
