@@ -295,7 +295,7 @@ impl Ledger {
         let calm = self.calm;
         let one = self.of(connection);
         let backends = one.sessions.last().and_then(|session| session.closed) == Some(code);
-        let failed = code == SERVICE_RESTART && one.reattaches && !(calm && !one.excused);
+        let failed = code == SERVICE_RESTART && one.reattaches && (one.excused || !calm);
         assert!(
             one.codes.contains(&code) || backends || failed,
             "connection {connection}: Close {code} was not promised (ordered: {:?}, re-attaches: {})",

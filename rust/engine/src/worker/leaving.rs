@@ -233,6 +233,11 @@ impl Worker {
                 Next::Detach => return self.detach(slot),
                 Next::Over => {
                     let code = tunnel.from_backend.closed().unwrap_or(SERVICE_RESTART);
+                    if let Some(order) =
+                        self.recall_mut(slot).and_then(|recall| recall.order.take())
+                    {
+                        order.lost(now);
+                    }
                     return self.close_websocket(slot, code, Reason::Finished);
                 }
                 Next::Fail => return self.fail_reattach(slot),

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use pybalancer_core::drain::{Course, Duty, Pace, Queue, Standing, Terms, Turn};
@@ -36,7 +36,7 @@ pub struct Order {
 
 /// An order, and a worker's part of it.
 pub(super) struct Draining {
-    order: Arc<Order>,
+    order: Rc<Order>,
     waiting: Queue<(usize, u64)>,
 }
 
@@ -119,7 +119,7 @@ impl Balancer {
         cx: &mut Context,
     ) {
         let pace = Pace::new(count as u64, terms.over, terms.rate);
-        let order = Arc::new(Order {
+        let order = Rc::new(Order {
             number: cx.ledger.order(count, terms.over, terms.rate),
             scope,
             terms,
@@ -127,13 +127,13 @@ impl Balancer {
             quotas,
             released: RefCell::default(),
         });
-        self.orders.push(Arc::clone(&order));
+        self.orders.push(Rc::clone(&order));
         for worker in 0..self.workers.len() {
-            self.begin_drain(worker, Arc::clone(&order), cx);
+            self.begin_drain(worker, Rc::clone(&order), cx);
         }
     }
 
-    fn begin_drain(&mut self, worker: usize, order: Arc<Order>, cx: &mut Context) {
+    fn begin_drain(&mut self, worker: usize, order: Rc<Order>, cx: &mut Context) {
         let mut waiting = Vec::new();
         for slot in 0..self.tunnels.len() {
             let Some(tunnel) = self.tunnels[slot].as_ref().filter(|t| t.worker == worker) else {
@@ -235,7 +235,7 @@ impl Balancer {
     }
 
     fn advance_drain(&mut self, worker: usize, draining: &mut Draining, cx: &mut Context) -> bool {
-        let order = Arc::clone(&draining.order);
+        let order = Rc::clone(&draining.order);
         let now = cx.now;
         match order.course.duty(now) {
             Duty::Nothing => return false,
@@ -277,7 +277,7 @@ impl Balancer {
     }
 
     /// Tell one tunnel to go.
-    fn send_off(&mut self, slot: usize, order: &Arc<Order>, cx: &mut Context) {
+    fn send_off(&mut self, slot: usize, order: &Rc<Order>, cx: &mut Context) {
         let Some(tunnel) = self.tunnels[slot].as_ref() else {
             return;
         };
@@ -302,7 +302,7 @@ impl Balancer {
     }
 
     /// The deadline: whatever is left ends now.
-    fn cut(&mut self, worker: usize, order: &Arc<Order>, cx: &mut Context) {
+    fn cut(&mut self, worker: usize, order: &Rc<Order>, cx: &mut Context) {
         let soon = cx.now + Self::FAREWELL;
         for slot in 0..self.tunnels.len() {
             let Some(tunnel) = self.tunnels[slot].as_ref().filter(|t| t.worker == worker) else {

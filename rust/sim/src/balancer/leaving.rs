@@ -1,6 +1,6 @@
 //! A backend goes away whose clients shall go on elsewhere.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use pybalancer_core::reattach::{GOING_AWAY, Halt, Leaving, Next, SERVICE_RESTART, Streams};
 use pybalancer_core::relay::Resumable;
@@ -17,7 +17,7 @@ impl Balancer {
     pub(super) fn leave_for(
         &mut self,
         slot: usize,
-        order: &Arc<Order>,
+        order: &Rc<Order>,
         until: Option<Tick>,
         cx: &mut Context,
     ) -> bool {

@@ -10,7 +10,7 @@ mod leaving;
 mod opening;
 mod tunnel;
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use pybalancer_core::endpoint::Endpoint;
@@ -53,7 +53,7 @@ pub struct Balancer {
     /// Tunnels and connects of each backend.
     pub loads: Vec<u32>,
     /// All drains and sheds there were.
-    pub orders: Vec<Arc<Order>>,
+    pub orders: Vec<Rc<Order>>,
     workers: Vec<Worker>,
 }
 
