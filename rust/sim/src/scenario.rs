@@ -141,7 +141,7 @@ impl Scenario {
             },
             connect: random.ms(300, 1500),
             response: random.ms(300, 1500),
-            talk: 40 + clients * random.between(5, 25),
+            talk: 60 + clients * random.between(10, 40),
             long: random.pick(&[200, 3000, 6000, 6000, 70_000]),
             slow: if calm {
                 0
