@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pybalancer_core::drain::{Course, Pace, Terms};
 use pybalancer_core::record::Reason;
@@ -13,6 +14,9 @@ use pybalancer_core::time::Tick;
 
 use crate::registry::{BackendEntry, ListenerEntry};
 use crate::tunnel::Tunnel;
+
+/// How long those who are cut may take to read why.
+pub const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why tunnels are told to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pybalancer_core::reattach::{Agreed, Hearing, Journey, Leaving, Watch, Words};
 use pybalancer_core::time::Tick;
 
-use crate::drains::Order;
+use crate::drains::{FAREWELL, Order};
 use crate::poller::Side;
 use crate::registry::BackendEntry;
 use crate::tunnel::Tunnel;
@@ -67,6 +67,17 @@ impl Tunnel {
             && self.from_backend.closed().is_none()
             && !self.to_backend.eof
             && !self.to_client.eof
+    }
+
+    /// When it has to be over, if the deadline of the drain that moves it has passed. One that has left that
+    /// backend already is none of the drain's.
+    pub fn latest(&self, now: Tick) -> Option<Tick> {
+        if self.away().is_some() {
+            return None;
+        }
+        let order = self.recall.as_ref()?.order.as_ref()?;
+        let deadline = order.deadline().filter(|deadline| *deadline <= now)?;
+        Some((deadline + FAREWELL).max(now))
     }
 
     /// Its backend goes away.

@@ -230,7 +230,7 @@ impl Backend {
         cx.ledger.note(connection, cx.now, || {
             format!("{} opens", name(self.number))
         });
-        line.open = Some((connection, cx.ledger.open(connection)));
+        line.open = Some((connection, cx.ledger.open(connection, self.number)));
         if cx.random.chance(30) {
             self.push(wire, cx);
             if let Some(line) = self.lines.get_mut(&wire) {

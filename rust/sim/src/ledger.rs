@@ -52,6 +52,8 @@ pub struct Connection {
 /// A connection at one backend.
 #[derive(Debug, Default)]
 pub struct Session {
+    /// Where.
+    backend: usize,
     /// Messages that it has said.
     pub said: u32,
     /// The first and the last of the client's messages that it has had.
@@ -168,9 +170,12 @@ impl Ledger {
     }
 
     /// A backend has answered with a 101: this is its session's number.
-    pub fn open(&mut self, connection: u32) -> u32 {
+    pub fn open(&mut self, connection: u32, backend: usize) -> u32 {
         let one = self.of(connection);
-        one.sessions.push(Session::default());
+        one.sessions.push(Session {
+            backend,
+            ..Session::default()
+        });
         one.sessions.len() as u32 - 1
     }
 
@@ -181,14 +186,15 @@ impl Ledger {
         (one.attempts, one.lost_at) = (0, Some(now));
     }
 
-    /// It looks no longer.
-    pub fn settled(&mut self, connection: u32, moved: bool) {
+    /// It looks no longer, since it is at this backend, or at none.
+    pub fn settled(&mut self, connection: u32, at: Option<u16>) {
         let one = self.of(connection);
         one.lost_at = None;
-        if moved {
-            one.attached = one.sessions.len() - 1;
+        if let Some(at) = at {
+            let here = |session: &Session| session.backend == usize::from(at);
+            one.attached = one.sessions.iter().rposition(here).unwrap_or_default();
+            self.seen.moved += 1;
         }
-        self.seen.moved += usize::from(moved);
     }
 
     /// The client says its next message.

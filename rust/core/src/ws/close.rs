@@ -141,6 +141,12 @@ impl Farewell {
         say
     }
 
+    /// There is no backend any more: the client is alone.
+    pub fn lose_backend(&mut self) {
+        self.to_backend = None;
+        (self.client_mute, self.backend_mute) = (true, true);
+    }
+
     /// Whether the client has been told, or need not be.
     pub fn client_told(&self) -> bool {
         self.to_client.is_none()

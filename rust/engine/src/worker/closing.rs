@@ -81,6 +81,7 @@ impl Worker {
         if tunnel.closing.is_some() || !tunnel.framed {
             return;
         }
+        let latest = tunnel.latest(now);
         let told = self.stop_reattaching(slot);
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
@@ -94,7 +95,10 @@ impl Worker {
         };
         tunnel.to_backend.done |= alone;
         let patience = patience(&tunnel.terms);
-        let until = until.unwrap_or_default().max(now + patience);
+        let mut until = until.unwrap_or_default().max(now + patience);
+        if let Some(latest) = latest {
+            until = until.min(latest);
+        }
         tunnel.closing = Some(Box::new(Closing {
             farewell: farewell(partner),
             ended: [false, alone],
@@ -177,7 +181,15 @@ impl Worker {
             Side::Backend => closing.farewell.backend_mute,
         };
         if flags.contains(EventFlags::ERR) {
-            return self.end(slot, reason, How::Abort);
+            let blocked = tunnel.to_client.blocked();
+            let heard_out = mute || closing.farewell.client_told() || blocked;
+            if side == Side::Backend && !heard_out && !self.drive(slot, side) {
+                return;
+            }
+            if side != Side::Backend || !self.outlives_backend(slot) {
+                self.end(slot, reason, How::Abort);
+            }
+            return;
         }
         if flags.intersects(EventFlags::OUT | EventFlags::HUP) {
             let (flow, socket) = match side {
@@ -218,6 +230,33 @@ impl Worker {
             // Reported without end: out, until there is something to be done with it.
             self.watch(slot, side, Interest::UNWATCHED);
         }
+    }
+
+    /// The backend has broken off. That is no reason to break off a client that has been told, or can be:
+    /// a reset could overtake its Close. False if there is nothing to be said to it any more.
+    pub(super) fn outlives_backend(&mut self, slot: u32) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        let Some(closing) = tunnel.closing.as_mut().filter(|_| tunnel.framed) else {
+            return false;
+        };
+        let between = tunnel.from_backend.at_boundary() && !tunnel.to_client.blocked();
+        if tunnel.backend.is_none() || !between && !closing.farewell.client_told() {
+            return false;
+        }
+        closing.farewell.lose_backend();
+        closing.ended[Side::Backend as usize] = true;
+        tunnel.to_backend.release(&mut self.tools.pipes);
+        tunnel.to_backend.done = true;
+        // It stays that backend's in the books.
+        tunnel.backend = None;
+        tunnel.backend_interest = Interest::UNWATCHED;
+        tunnel.port = None;
+        self.sockets -= 1;
+        self.continue_closing(slot);
+        self.end_if_both_ended(slot);
+        true
     }
 
     /// Read and drop; false if that ended the tunnel.

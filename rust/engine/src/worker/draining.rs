@@ -21,15 +21,13 @@ use rustix::net::{RecvFlags, Shutdown};
 use super::Worker;
 use super::ending::How;
 use crate::deployment::DeployedPool;
-use crate::drains::{Kind, Order, Scope};
+use crate::drains::{FAREWELL, Kind, Order, Scope};
 use crate::poller::Side;
 use crate::tunnel::{Closing, Phase, Tunnel, milliseconds};
 
 /// A plain stream is ended when nothing has passed for this long: what the backend is saying comes in
 /// pieces, and the pause between two of them is no end. Less as the deadline comes near.
 const QUIET_MS: u32 = 100;
-/// How long those who are cut may take to read why.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// An order, and this worker's part of it.
 pub(super) struct Draining {
@@ -273,7 +271,8 @@ impl Worker {
                 self.redirect(slot);
                 continue;
             }
-            if order.moves() && self.leave_for(slot, order, Some(self.now + FAREWELL)) {
+            // Who cannot go on then has the other half to read why.
+            if order.moves() && self.leave_for(slot, order, Some(self.now + FAREWELL / 2)) {
                 continue;
             }
             order.cut.fetch_add(1, Ordering::Relaxed);

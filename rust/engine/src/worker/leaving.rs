@@ -336,11 +336,16 @@ impl Worker {
 
     /// It cannot go on, and its client is told so.
     pub(super) fn fail_reattach(&mut self, slot: u32) {
+        let now = self.now;
+        let latest = (self.tunnels.get(slot as usize)).and_then(|tunnel| tunnel.latest(now));
         self.count_reattach_failed(slot);
         let polite = (self.tunnels.get(slot as usize))
             .is_some_and(|tunnel| tunnel.from_backend.at_boundary() && !tunnel.to_client.eof);
         if polite {
             self.close_websocket(slot, SERVICE_RESTART, Reason::ReattachFailed);
+            if let Some(latest) = latest {
+                self.hurry(slot, latest);
+            }
         } else {
             self.end(slot, Reason::ReattachFailed, How::Abort);
         }

@@ -298,7 +298,8 @@ impl Balancer {
         };
         recall.left = None;
         tunnel.active = cx.now;
-        cx.ledger.settled(tunnel.connection, true);
+        recall.deadline = None;
+        cx.ledger.settled(tunnel.connection, tunnel.at);
         cx.ledger.note(tunnel.connection, cx.now, || {
             format!("re-attached at {:?}", tunnel.at)
         });

@@ -1,7 +1,5 @@
 //! Ending a WebSocket in its own language.
 
-use std::time::Duration;
-
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::close::{Culprit, Farewell, Partner, Stream};
 use pybalancer_core::ws::close_frame;
@@ -70,6 +68,9 @@ impl Balancer {
         {
             return;
         }
+        let latest = self.tunnels[slot]
+            .as_ref()
+            .and_then(|tunnel| tunnel.latest(cx.now));
         let told = self.stop_reattaching(slot, cx);
         let patience = self.scenario.patience;
         let Some(tunnel) = self.tunnels[slot].as_mut() else {
@@ -82,10 +83,14 @@ impl Balancer {
             (false, false) => Partner::There,
         };
         tunnel.to_backend.done |= alone;
+        let mut until = until.unwrap_or_default().max(cx.now + patience);
+        if let Some(latest) = latest {
+            until = until.min(latest);
+        }
         tunnel.closing = Some(Closing {
             farewell: farewell(partner),
             ended: [false, alone],
-            until: until.unwrap_or_default().max(cx.now + patience),
+            until,
             patience,
         });
         self.continue_closing(slot, cx);
@@ -165,7 +170,17 @@ impl Balancer {
         let ended = closing.ended[side as usize];
         let Some(end) = tunnel.end(side) else { return };
         if cx.is_reset(end) {
-            return self.end(slot, How::Abort, cx);
+            let blocked = tunnel.to_client.blocked();
+            let closing = tunnel.closing.as_ref();
+            let told = closing.is_some_and(|closing| closing.farewell.client_told());
+            let heard_out = mute || told || blocked;
+            if side == Side::Backend && !heard_out && !self.drive(slot, side, cx) {
+                return;
+            }
+            if side != Side::Backend || !self.outlives_backend(slot, cx) {
+                self.end(slot, How::Abort, cx);
+            }
+            return;
         }
         let flow = tunnel.flow_from(side.other());
         if flow.blocked() && flow.flush(end, cx).is_err() {
@@ -189,6 +204,29 @@ impl Balancer {
         }
         self.continue_closing(slot, cx);
         self.end_if_both_ended(slot, cx);
+    }
+
+    /// The backend has broken off. That is no reason to break off a client that has been told, or can be.
+    pub(super) fn outlives_backend(&mut self, slot: usize, cx: &mut Context) -> bool {
+        let Some(tunnel) = self.tunnels[slot].as_mut() else {
+            return false;
+        };
+        let between = tunnel.from_backend.at_boundary() && !tunnel.to_client.blocked();
+        let (Some(closing), Some(backend)) = (&mut tunnel.closing, tunnel.backend) else {
+            return false;
+        };
+        if !between && !closing.farewell.client_told() {
+            return false;
+        }
+        closing.farewell.lose_backend();
+        closing.ended[Side::Backend as usize] = true;
+        tunnel.to_backend.pending = None;
+        tunnel.to_backend.done = true;
+        tunnel.backend = None;
+        cx.close(backend);
+        self.continue_closing(slot, cx);
+        self.end_if_both_ended(slot, cx);
+        true
     }
 
     /// Read and drop; false if that ended the tunnel.
@@ -249,7 +287,4 @@ impl Balancer {
             .is_some_and(|tunnel| tunnel.to_client.done && tunnel.to_backend.done);
         self.end(slot, if told { How::Clean } else { How::Abort }, cx);
     }
-
-    /// How long those who are cut may take to read why.
-    pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 }

@@ -10,7 +10,7 @@ use pybalancer_core::pool::{Draw, Policy, State};
 use pybalancer_core::shed::{Load, Quota, surplus};
 use pybalancer_core::time::Tick;
 
-use super::tunnel::{Phase, Tunnel};
+use super::tunnel::{FAREWELL, Phase, Tunnel};
 use super::{Balancer, How};
 use crate::agenda::Wake;
 use crate::world::Context;
@@ -303,7 +303,7 @@ impl Balancer {
 
     /// The deadline: whatever is left ends now.
     fn cut(&mut self, worker: usize, order: &Rc<Order>, cx: &mut Context) {
-        let soon = cx.now + Self::FAREWELL;
+        let soon = cx.now + FAREWELL;
         for slot in 0..self.tunnels.len() {
             let Some(tunnel) = self.tunnels[slot].as_ref().filter(|t| t.worker == worker) else {
                 continue;
@@ -327,7 +327,7 @@ impl Balancer {
             if connection != u32::MAX {
                 cx.ledger.of(connection).lossy = true;
             }
-            if order.moves() && self.leave_for(slot, order, Some(soon), cx) {
+            if order.moves() && self.leave_for(slot, order, Some(cx.now + FAREWELL / 2), cx) {
                 self.arm(slot, cx);
                 continue;
             }

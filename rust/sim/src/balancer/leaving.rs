@@ -37,6 +37,12 @@ impl Balancer {
             self.begin_leaving(slot, cx);
             self.step_leaving(slot, cx);
         }
+        if let Some(recall) = self.tunnels[slot]
+            .as_mut()
+            .and_then(|tunnel| tunnel.recall.as_mut())
+        {
+            recall.deadline = recall.deadline.or(order.course.deadline());
+        }
         let tunnel = self.tunnels[slot].as_mut();
         if let (Some(leaving), Some(until)) = (tunnel.and_then(Tunnel::leaving_mut), until) {
             leaving.hurry(now, until);
@@ -247,7 +253,11 @@ impl Balancer {
         cx.ledger
             .note(tunnel.connection, cx.now, || "cannot go on".into());
         if tunnel.from_backend.at_boundary() && !tunnel.to_client.eof {
+            let latest = tunnel.latest(cx.now);
             self.close_until(slot, SERVICE_RESTART, None, cx);
+            if let Some(latest) = latest {
+                self.hurry(slot, latest, cx);
+            }
         } else {
             self.end(slot, How::Abort, cx);
         }
@@ -262,7 +272,7 @@ impl Balancer {
         {
             self.abort_backend(slot, cx);
             if let Some(tunnel) = self.tunnels[slot].as_mut() {
-                cx.ledger.settled(tunnel.connection, false);
+                cx.ledger.settled(tunnel.connection, None);
                 // What waited has nowhere to go.
                 cx.ledger.of(tunnel.connection).lossy = true;
                 tunnel.opening = None;

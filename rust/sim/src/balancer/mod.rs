@@ -279,6 +279,12 @@ impl Balancer {
                 false
             }
             Outcome::Done => true,
+            Outcome::SenderFailed if from == Side::Backend && self.outlives_backend(slot, cx) => {
+                self.tunnels[slot].is_some()
+            }
+            Outcome::ReceiverFailed if from == Side::Client && self.outlives_backend(slot, cx) => {
+                self.tunnels[slot].is_some()
+            }
             Outcome::SenderFailed | Outcome::Ended => {
                 self.end(slot, How::Abort, cx);
                 false
@@ -359,7 +365,7 @@ impl Balancer {
             self.loads[usize::from(at)] -= 1;
         }
         if tunnel.away().is_some() {
-            cx.ledger.settled(tunnel.connection, false);
+            cx.ledger.settled(tunnel.connection, None);
         }
         for end in [Some(tunnel.client), tunnel.backend].into_iter().flatten() {
             match how {

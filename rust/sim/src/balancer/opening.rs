@@ -185,6 +185,7 @@ impl Balancer {
                 agreed,
                 leaving: None,
                 left: None,
+                deadline: None,
             });
         }
         tunnel.opening = None;

@@ -15,6 +15,9 @@ use pybalancer_core::ws::close::Farewell;
 use crate::wire::{Broken, End, Read};
 use crate::world::Context;
 
+/// How long those who are cut may take to read why.
+pub const FAREWELL: Duration = Duration::from_secs(1);
+
 /// One of a tunnel's two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -93,6 +96,8 @@ pub struct Recall {
     pub leaving: Option<Leaving>,
     /// The backend that it had last.
     pub left: Option<u16>,
+    /// When it has to be gone, by the drain that moves it.
+    pub deadline: Option<Tick>,
 }
 
 /// On its way to an end.
@@ -346,6 +351,19 @@ impl Tunnel {
         self.opening
             .as_mut()
             .and_then(|opening| opening.away.as_mut())
+    }
+
+    /// When it has to be over, if the deadline of the drain that moves it has passed.
+    pub fn latest(&self, now: Tick) -> Option<Tick> {
+        if self.away().is_some() {
+            return None;
+        }
+        let deadline = self
+            .recall
+            .as_ref()?
+            .deadline
+            .filter(|deadline| *deadline <= now)?;
+        Some((deadline + FAREWELL).max(now))
     }
 
     /// Where the stream that `from` sends has to stop.
