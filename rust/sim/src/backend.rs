@@ -38,6 +38,8 @@ struct Line {
     /// It never answers: neither a handshake nor a Close.
     deaf: bool,
     answer_at: Option<Tick>,
+    /// It has answered in a way that nobody goes on with.
+    refused: bool,
 }
 
 impl Backend {
@@ -121,6 +123,7 @@ impl Backend {
             finished: false,
             deaf: false,
             answer_at: None,
+            refused: false,
         });
         loop {
             match cx.recv(line.end, 65536) {
@@ -130,6 +133,7 @@ impl Backend {
                     break self.wake_again(end, cx);
                 }
                 Read::Bytes(bytes) => {
+                    assert!(!line.refused, "gone on with, though refused: {bytes:?}");
                     line.head.extend(bytes);
                     if line.head.ends_with(b"\r\n\r\n") {
                         self.handshake(end.wire, cx);
@@ -177,6 +181,7 @@ impl Backend {
         let again = head.contains("Pybalancer-Resumed");
         let odd = again && cx.random.chance(self.odd);
         let mut protocol = "chat";
+        line.refused = odd;
         if odd {
             let refused = match cx.random.below(7) {
                 0 => "503 Service Unavailable",
