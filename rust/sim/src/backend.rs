@@ -7,7 +7,7 @@ use pybalancer_core::time::Tick;
 use crate::agenda::Wake;
 use crate::client::nonce;
 use crate::frames::{Ear, Heard, accept, close, frame, say};
-use crate::ledger::name;
+use crate::heads::name;
 use crate::scenario::{Fall, Scenario};
 use crate::wire::{End, Read};
 use crate::world::{Context, Door};

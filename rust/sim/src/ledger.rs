@@ -1,16 +1,15 @@
 //! Who has said and heard what, and what was promised: every invariant is checked here, in the moment in
 //! which something happens. A breach is a panic; the seed tells the rest.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pybalancer_core::reattach::{SERVICE_RESTART, SMALL};
 use pybalancer_core::time::Tick;
 
 use crate::frames::Message;
-
-/// What a second's closes may be late by: that of the pace.
-const SECOND: Duration = Duration::from_secs(1);
+use crate::heads::{name, resumed};
+use crate::told::Told;
 
 /// A client's connection, from its handshake to its end.
 #[derive(Debug, Default)]
@@ -64,22 +63,6 @@ pub struct Session {
     pub large: bool,
     /// The code of its Close.
     pub closed: Option<u16>,
-}
-
-/// A drain or shed, and whom it has told.
-#[derive(Debug)]
-pub struct Told {
-    /// In any second, at most; None for no cap.
-    most: Option<usize>,
-    /// Of so many tunnels.
-    count: usize,
-    over: Duration,
-    recent: VecDeque<Tick>,
-    /// How many.
-    pub all: usize,
-    /// It was called off.
-    pub cancelled: bool,
-    gaps: BTreeSet<u64>,
 }
 
 /// All of them.
@@ -333,17 +316,9 @@ impl Ledger {
         );
     }
 
-    /// A drain or shed begins.
+    /// A drain or shed of so many tunnels begins.
     pub fn order(&mut self, count: usize, over: Duration, rate: f64) -> usize {
-        self.orders.push(Told {
-            most: (rate > 0.0).then_some((rate.ceil() as usize).max(1)),
-            count,
-            over,
-            recent: VecDeque::new(),
-            all: 0,
-            cancelled: false,
-            gaps: BTreeSet::new(),
-        });
+        self.orders.push(Told::new(count, over, rate));
         self.orders.len() - 1
     }
 
@@ -354,36 +329,7 @@ impl Ledger {
 
     /// A tunnel is told to go.
     pub fn told(&mut self, order: usize, now: Tick) {
-        let told = &mut self.orders[order];
-        assert!(!told.cancelled, "told to go though it was called off");
-        told.all += 1;
-        if let Some(last) = told.recent.back() {
-            told.gaps.insert(now.0 - last.0);
-        }
-        told.recent.push_back(now);
-        while told
-            .recent
-            .front()
-            .is_some_and(|at| now.since(*at) >= SECOND)
-        {
-            told.recent.pop_front();
-        }
-        if let Some(most) = told.most {
-            let within = told.recent.len();
-            assert!(within <= most, "{within} told in a second, {most} at most");
-        }
-        // Intervals are not shorter than half the mean, less what a late worker makes up for.
-        let shortest = told.over.as_nanos() as f64 / told.count.max(1) as f64 / 2.0;
-        if shortest > 0.0 {
-            let span = (SECOND + Duration::from_millis(10)).as_nanos() as f64;
-            let most = (span / shortest) as usize + 1;
-            assert!(
-                told.recent.len() <= most,
-                "{} in a second, spread over {:?}",
-                told.recent.len(),
-                told.over
-            );
-        }
+        self.orders[order].tell(now);
         self.seen.told += 1;
     }
 
@@ -418,11 +364,7 @@ impl Ledger {
                 );
             }
         }
-        for told in &self.orders {
-            // Without a cap there is jitter: intervals are not all the same.
-            let jitters = told.most.is_some() || told.all < 8 || told.gaps.len() > 2;
-            assert!(jitters, "{} told in step: {:?}", told.all, told.gaps);
-        }
+        self.orders.iter().for_each(Told::close);
     }
 }
 
@@ -439,27 +381,4 @@ impl Connection {
             session.said, self.hears.1
         );
     }
-}
-
-/// What backends are called.
-pub fn name(backend: usize) -> String {
-    format!("app-{backend}")
-}
-
-/// A head without the field of a repeated handshake, and what that says: previous, attempt.
-fn resumed(head: &str) -> (String, Option<(String, u32)>) {
-    let mut plain = String::new();
-    let mut field = None;
-    for line in head.split_inclusive("\r\n") {
-        let Some(value) = line.strip_prefix("Pybalancer-Resumed: ") else {
-            plain.push_str(line);
-            continue;
-        };
-        let parts: Vec<&str> = value.trim().split("; ").collect();
-        assert_eq!(parts.len(), 3, "{value:?}");
-        let previous = parts[1].strip_prefix("previous=").unwrap_or_default();
-        let attempt = parts[2].strip_prefix("attempt=").unwrap_or_default();
-        field = Some((previous.to_string(), attempt.parse().unwrap_or_default()));
-    }
-    (plain, field)
 }

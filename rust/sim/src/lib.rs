@@ -48,10 +48,12 @@ mod backend;
 mod balancer;
 mod client;
 mod frames;
+mod heads;
 mod ledger;
 mod promises;
 mod random;
 mod scenario;
+mod told;
 mod wire;
 mod world;
 

@@ -7,10 +7,11 @@ use pybalancer_core::reattach::{Hearing, Journey, Judged, Words, repeated};
 use pybalancer_core::relay::Resumable;
 use pybalancer_core::ws::{Rules, close_frame};
 
-use super::tunnel::{Away, Opening, Outcome, Phase, Side, Tunnel};
+use super::flow::Outcome;
+use super::tunnel::{Away, Opening, Phase, Side, Tunnel};
 use super::{Balancer, How};
 use crate::agenda::Wake;
-use crate::ledger::name;
+use crate::heads::name;
 use crate::wire::Read;
 use crate::world::Context;
 

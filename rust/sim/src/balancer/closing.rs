@@ -4,7 +4,8 @@ use pybalancer_core::time::Tick;
 use pybalancer_core::ws::close::{Culprit, Farewell, Partner, Stream};
 use pybalancer_core::ws::close_frame;
 
-use super::tunnel::{Closing, Flow, Side};
+use super::flow::Flow;
+use super::tunnel::{Closing, Side};
 use super::{Balancer, How};
 use crate::wire::Read;
 use crate::world::Context;

@@ -8,7 +8,8 @@ use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{Rules, close_frame};
 
 use super::draining::Order;
-use super::tunnel::{Outcome, Pumped, Side, Tunnel};
+use super::flow::{Outcome, Pumped};
+use super::tunnel::{Side, Tunnel};
 use super::{Balancer, How};
 use crate::world::Context;
 

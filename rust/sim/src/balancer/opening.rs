@@ -5,7 +5,8 @@ use pybalancer_core::reattach::{Agreed, without_takeover};
 use pybalancer_core::relay::{Frames, Resumable};
 use pybalancer_core::ws::{Rules, accept_key};
 
-use super::tunnel::{Outcome, Phase, Recall, Side};
+use super::flow::Outcome;
+use super::tunnel::{Phase, Recall, Side};
 use super::{Balancer, How, hash};
 use crate::agenda::Wake;
 use crate::wire::{Connect, Owner, Read};
