@@ -17,8 +17,6 @@ use crate::world::Context;
 
 /// Bytes of a client that are read at once.
 const SIP: usize = 16 * 1024;
-/// To measure what waits.
-const PLENTY: usize = 1 << 30;
 
 impl Balancer {
     /// The old backend has said all: let go of it, and look for another.
@@ -124,7 +122,7 @@ impl Balancer {
             return false;
         };
         let closed = away.words.hear(said, &mut answers);
-        let waits = PLENTY - away.words.room(PLENTY);
+        let waits = away.words.waiting();
         assert!(
             waits <= bound.max(65536),
             "{waits} bytes wait, {bound} at most"
