@@ -27,7 +27,7 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
         console = make_console()
         _show_summary(console, content)
         _show_listeners(console, content["listeners"])
-        _show_requests(console, [one for one in content["listeners"] if one["mode"] == "websocket"])
+        _show_requests(console, [one for one in content["listeners"] if one["mode"] != "tcp"])
         for pool in content["pools"]:
             _show_pool(console, pool)
         _show_workers(console, content["workers"])
@@ -75,7 +75,7 @@ def _pools(listener: dict[str, Any]) -> list[str]:
 
 
 def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
-    """What only listeners of mode "websocket" have."""
+    """What only listeners have that read requests."""
     from rich.table import Table
 
     if not listeners:
