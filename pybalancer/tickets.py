@@ -143,7 +143,7 @@ def derive_key(secret: bytes, pool: str) -> bytes:
     """
     if len(secret) != 16:
         raise ValueError(f"a secret has 16 bytes, this one {len(secret)}")
-    return _mac(secret, b"pybalancer ticket key", pool.encode())
+    return _mac(secret, b"pybalancer-ticket-key", pool.encode())
 
 
 def _mac(key: bytes, *parts: bytes) -> bytes:

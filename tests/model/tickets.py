@@ -11,7 +11,7 @@ def counted(*parts: bytes) -> bytes:
 
 
 def derived(secret: bytes, pool: str) -> bytes:
-    return hmac.new(secret, counted(b"pybalancer ticket key", pool.encode()), hashlib.sha256).digest()
+    return hmac.new(secret, counted(b"pybalancer-ticket-key", pool.encode()), hashlib.sha256).digest()
 
 
 def ticket(key: bytes, pool: str, backend: str, address: str | None, expiry: int, nonce: bytes) -> str:

@@ -43,7 +43,7 @@ impl TicketKey {
     pub fn derive(secret: &Secret, pool: &str) -> TicketKey {
         TicketKey(mac(
             secret.as_bytes(),
-            &[b"pybalancer ticket key", pool.as_bytes()],
+            &[b"pybalancer-ticket-key", pool.as_bytes()],
         ))
     }
 
