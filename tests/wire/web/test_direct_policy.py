@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from pybalancer import Balancer, tickets
-from pybalancer.config.compile import client_script
+from pybalancer.config import compile
 from pybalancer.tickets import TicketError
 
 from ..answers import request_of
@@ -109,6 +109,15 @@ async def test_who_is_down_or_drained_is_not_named_at_once(nodes: dict[str, Node
         await until(lambda: runs(balancer)["app-1"] == "up")
         await balancer.undrain(pool="chat", backend="app-2")
         assert {user: await thread(client.backend, user) for user in range(200)} == before
+
+
+async def test_a_listener_that_drains_names_nobody(nodes: dict[str, Node]) -> None:
+    async with Balancer(configuration(nodes)) as balancer:
+        await balancer.drain(listener="told", over=0, wait=False)
+        status, content = await thread(Asking(balancer).get, "/")
+        assert (status, content["error"]) == (503, "draining")
+        await balancer.undrain(listener="told")
+        assert (await thread(Asking(balancer).get, "/"))[0] == 200
 
 
 async def test_with_nobody_up_clients_are_put_off(nodes: dict[str, Node]) -> None:
@@ -256,10 +265,11 @@ async def test_explain_says_what_the_directory_would_answer(nodes: dict[str, Nod
         assert (told["refused"]["status"], told["urls"]) == (403, [])
 
 
-async def test_the_script_is_served_where_a_directory_is(nodes: dict[str, Node]) -> None:
-    script = client_script()
-    if script is None:
-        pytest.skip("this checkout has no browser's client")
+async def test_the_script_is_served_where_a_directory_is(
+    nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = compile.Script(b"export {};\n" * 2000, '"0123abc"')
+    monkeypatch.setattr(compile, "client_script", lambda: script)
     config = configuration(nodes)
     config["listeners"] += [
         {**config["listeners"][0], "name": "silent", "client_js": False},

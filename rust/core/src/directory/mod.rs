@@ -122,6 +122,8 @@ mod tests {
     use super::*;
     use crate::flow::Secret;
     use crate::pool::{Backend, FULL_RAMP, Key, Policy};
+    use crate::rate::Gcra;
+    use crate::time::Tick;
     use std::format;
 
     fn pool(policy: Policy, states: &[State]) -> Pool {
@@ -232,6 +234,47 @@ mod tests {
         Nodes {
             urls: Vec::new(),
             ..nodes.clone()
+        }
+    }
+
+    #[test]
+    fn a_storm_comes_back_at_the_rate_and_nobody_is_left_out() {
+        // All are lost at once. Each comes again when it was told to, as long as it has to.
+        let (rate, burst, clients) = (1000.0, 100, 5000);
+        let gcra = Gcra::new(rate, burst).unwrap();
+        let (mut arrival, mut told) = (0, 0);
+        let start = 7_000_000_000_u64;
+        let mut waiting: Vec<(u64, u32)> = (0..clients).map(|_| (start, 1)).collect();
+        let mut admitted = Vec::new();
+        let mut random = 1_u64;
+        while let Some(place) = (0..waiting.len()).min_by_key(|place| waiting[*place].0) {
+            let (now, tries) = waiting.swap_remove(place);
+            match gcra.admit(arrival, Tick(now)) {
+                Ok(next) => {
+                    arrival = next;
+                    admitted.push((now, tries));
+                }
+                Err(_) => {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    let most = Duration::from_secs(30);
+                    let (next, wait) = turn(told, now, gcra.interval(), most, random);
+                    told = next;
+                    waiting.push((now + u64::try_from(wait.as_nanos()).unwrap(), tries + 1));
+                }
+            }
+        }
+        let last = admitted.iter().map(|(now, _)| now - start).max().unwrap();
+        assert!(last <= 5_100_000_000, "{last}");
+        // With turns nobody asks a third time.
+        assert!(admitted.iter().all(|(_, tries)| *tries <= 2));
+        // In no tenth of a second more than the rate and the burst.
+        for window in 0..60 {
+            let from = start + window * 100_000_000;
+            let within = |now: u64| (from..from + 100_000_000).contains(&now);
+            let count = admitted.iter().filter(|(now, _)| within(*now)).count();
+            assert!(count <= 100 + 100, "{window}: {count}");
         }
     }
 
