@@ -65,6 +65,14 @@ name = "told"
 bind = "127.0.0.1:0"
 mode = "directory"
 pool = "chat"
+[[listeners.routes]]
+path = "/listed"
+pool = "chat"
+origins = ["{ORIGIN}"]
+[[listeners.routes]]
+path = "/sticky"
+pool = "chat"
+key = "sticky"
 [[listeners]]
 name = "paced"
 bind = "127.0.0.1:0"
