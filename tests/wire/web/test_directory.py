@@ -105,6 +105,7 @@ RETRY = {
     "max_ms": 30000,
     "base_ms": 500,
     "stable_ms": 10000,
+    "window_ms": 5000,
     "fallback": "wss://www.example.com/chat?user=5",
 }
 
