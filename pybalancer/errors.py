@@ -93,3 +93,13 @@ def __getattr__(name: str) -> Any:
     from pybalancer import _core
 
     return getattr(_core, name)
+
+
+class ConnectionEnded(PybalancerError):
+    """A client's connection has ended for good: the other side's Close, or an answer, says that coming back is of no
+    use. ``code`` is the Close code, or below 1000 the status of an HTTP answer."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
