@@ -17,14 +17,16 @@ from trio_websocket import (
     ConnectionRejected,
     HandshakeError,
     WebSocketConnection,
-    open_websocket_url,
+    wrap_client_stream,
 )
+from wsproto.utilities import ProtocolError
 
 from pybalancer.client import rules
+from pybalancer.client.dial import Wire, dial
 from pybalancer.client.lookup import Look, Reply, look
 from pybalancer.client.rules import Comeback, Found, IsFinal, Retry, Told
 from pybalancer.client.steps import NO_CLOSE
-from pybalancer.errors import ConnectionEnded, plain
+from pybalancer.errors import ConnectionEnded, leaves, plain
 
 _UNREAD: Final = 16
 """Messages that have come and wait for ``receive``. When there are as many, the sender is made to wait."""
@@ -92,7 +94,7 @@ async def connect(
                     await socket.aclose()
     except BaseExceptionGroup as group:
         # The nursery is ours: of its group the caller need not know.
-        if failed is not None and group.exceptions == (failed,):
+        if failed is not None and leaves(failed) == leaves(group):
             raise failed from failed.__cause__
         only = plain(group)
         raise only from only.__cause__
@@ -127,7 +129,8 @@ class ReconnectingSocket:
         self._unread: deque[str | bytes] = deque()
         self._changed = trio.Event()
         self._end: tuple[int, str] | None = None
-        self._life = trio.CancelScope()
+        self._life = trio.CancelScope(shield=True)
+        """Of ``_run``. Shielded, so that who is cancelled can still say Close; ``connect`` always cancels it."""
 
     @property
     def connected(self) -> bool:
@@ -211,30 +214,55 @@ class ReconnectingSocket:
 
     async def _attempt(self) -> tuple[int, str, float | None]:
         """Look up, connect, live; how it ended: code, reason, milliseconds that were asked for."""
-        options, found = self._options, await self._find()
+        found = await self._find()
         if isinstance(found, Told):
             return found.status, f"the directory answers {found.status}", found.after
         self.url, self.backend = found.url, found.backend
-        end: tuple[int, str] = (NO_CLOSE, "")
+        end: tuple[int, str, float | None] = (NO_CLOSE, "", None)
         try:
-            async with open_websocket_url(
-                found.url,
-                options.context if found.url.lower().startswith("wss:") else None,
-                subprotocols=options.protocols,
-                extra_headers=[(name.encode(), value.encode()) for name, value in options.headers.items()],
-                max_message_size=options.max_message,
-                connect_timeout=options.timeout,
-                disconnect_timeout=_LEAVING,
-            ) as connection:
-                end = await self._live(connection)
-        except ConnectionRejected as error:
-            fields = {name.lower(): value.decode("latin-1") for name, value in error.headers}
-            after = rules.retry_after(fields.get(b"retry-after"), time.time() * 1000.0)
-            return error.status_code, f"the handshake is answered with {error.status_code}", after
-        except (HandshakeError, OSError, trio.BrokenResourceError):
-            # Also what goes wrong at the end of a connection, when it is known how it ended.
+            with trio.fail_after(self._options.timeout):
+                wire = await dial(found.url, self._options.context)
+        except (OSError, ValueError, trio.BrokenResourceError, trio.TooSlowError):
+            return end
+        try:
+            async with trio.open_nursery() as nursery:
+                end = await self._converse(nursery, wire)
+                nursery.cancel_scope.cancel()
+        except* ConnectionRejected as group:
+            # It comes from the library's reader, through the nursery.
+            end = _refused(plain(group))
+        except* (HandshakeError, ProtocolError):
+            # Of the reader too, as when it answers a ping during the closing handshake. The end is known.
             pass
-        return *end, None
+        finally:
+            await trio.aclose_forcefully(wire.stream)
+        return end
+
+    async def _converse(self, nursery: trio.Nursery, wire: Wire) -> tuple[int, str, float | None]:
+        options = self._options
+        try:
+            with trio.fail_after(options.timeout):
+                connection = await wrap_client_stream(
+                    nursery,
+                    wire.stream,
+                    wire.host,
+                    wire.resource,
+                    subprotocols=options.protocols,
+                    extra_headers=[
+                        (name.encode(), value.encode()) for name, value in options.headers.items()
+                    ],
+                    max_message_size=options.max_message,
+                )
+        except (HandshakeError, ConnectionClosed, OSError, trio.BrokenResourceError, trio.TooSlowError):
+            return NO_CLOSE, "", None
+        try:
+            code, reason = await self._live(connection)
+        finally:
+            self._connection = None
+        if self._end is not None:
+            # `aclose` needs the library's reader for the closing handshake, and cancels this after it.
+            await trio.sleep_forever()
+        return code, reason, None
 
     async def _find(self) -> Found | Told:
         options = self._options
@@ -265,7 +293,6 @@ class ReconnectingSocket:
                 self._tell()
                 await self._take(connection)
             nursery.cancel_scope.cancel()
-        self._connection = None
         reason = connection.closed
         return (NO_CLOSE, "no pong") if reason is None else (int(reason.code), reason.reason or "")
 
@@ -285,3 +312,11 @@ class ReconnectingSocket:
             # Where nobody receives, no pong is read either.
             if patience.cancelled_caught and len(self._unread) < _UNREAD:
                 scope.cancel()
+
+
+def _refused(error: BaseException) -> tuple[int, str, float | None]:
+    if not isinstance(error, ConnectionRejected):
+        return NO_CLOSE, "", None
+    fields = {name.lower(): value.decode("latin-1") for name, value in error.headers}
+    after = rules.retry_after(fields.get(b"retry-after"), time.time() * 1000.0)
+    return error.status_code, f"the handshake is answered with {error.status_code}", after

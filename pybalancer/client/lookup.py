@@ -83,5 +83,8 @@ def _read(response: Any, deadline: float) -> Reply:
         data += piece
         if len(data) > MOST_BYTES or time.monotonic() > deadline:
             return Reply(0)
+    if getattr(response, "length", None):
+        # It was cut off; `read1` does not say so.
+        return Reply(0)
     text = data.decode("utf-8", "replace")
     return Reply(response.status, text, response.headers.get("Retry-After"))
