@@ -52,8 +52,9 @@ lint: build
 test-rust: build
 	cargo test --profile ci --quiet
 
+# Most tests wait for sockets and processes: two files at a time take little more than half the time.
 test-python: build
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 conformance: build
 	$(BIN)/python -m tests.conformance target/conformance

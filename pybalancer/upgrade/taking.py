@@ -121,16 +121,15 @@ class Predecessor:
                     end.close()
         await self._hear("sent")
         tunnels = await self._wait_received(hand)
-        await self._say("received", {"tunnels": tunnels})
         try:
+            await self._say("received", {"tunnels": tunnels})
             await self._hear("commit")
-        except UpgradeError:
-            # It has died in this moment. All that it had is here, and nobody else is left to serve it.
-            if self._talk.state != "received" or not await self._is_orphaned():
-                raise
-        else:
             # Before the first of them is touched: who finds this word knows whose they are.
             await self._say("committed", {})
+        except UpgradeError:
+            # It has died in this moment. All that it had is here, and nobody else is left to serve it.
+            if self._talk.state == "ended" or not await self._is_orphaned():
+                raise
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(hand.activate)
         # Or this is what it would be if the old process were still there.

@@ -270,10 +270,11 @@ def test_hup_during_an_upgrade_waits(environment: dict[str, str], tmp_path: Path
         running.serving.line("reloaded \\(generation 2")
 
 
+@pytest.mark.parametrize("step", ["before received", "after received", "before committed"])
 def test_an_old_process_that_dies_when_all_is_handed_over_has_a_successor(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, step: str
 ) -> None:
-    killing = tampered(environment, tmp_path, STEP="after received", STEP_OLD="1")
+    killing = tampered(environment, tmp_path, STEP=step, STEP_OLD="1")
     with server() as backend, upgrading(killing, tmp_path, file_of(tmp_path, backend.address)) as running:
         clients = [connect(running.address) for _ in range(20)]
         assert all(echoes(client) for client in clients)
@@ -286,23 +287,17 @@ def test_an_old_process_that_dies_when_all_is_handed_over_has_a_successor(
         assert running.status()["active"] == 20
 
 
-@pytest.mark.parametrize("step", ["on offer", "before received"])
 def test_a_new_process_without_an_old_one_does_not_linger(
-    environment: dict[str, str], tmp_path: Path, step: str
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
-    killing = tampered(environment, tmp_path, STEP=step, STEP_OLD="1")
+    killing = tampered(environment, tmp_path, STEP="on offer", STEP_OLD="1")
     with server() as backend, upgrading(killing, tmp_path, file_of(tmp_path, backend.address)) as running:
         with connect(running.address) as client:
             assert echoes(client)
             assert running.serving.ask("upgrade").returncode == 1
             assert running.serving.process.wait(20) == -signal.SIGKILL
-            if step == "on offer":
-                until(lambda: running.running == [])
-                assert client.recv(1) == b""
-            else:
-                # It had all of it already.
-                (running.pid,) = until(lambda: running.running)
-                assert echoes(client)
+            until(lambda: running.running == [])
+            assert client.recv(1) == b""
 
 
 def test_what_cannot_be_carried_is_waited_for(environment: dict[str, str], tmp_path: Path) -> None:

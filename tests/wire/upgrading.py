@@ -16,6 +16,7 @@ SUCCESSOR = '''
 """Imported by every interpreter of the test; does something in the new process of an upgrade only."""
 import os
 import signal
+import time
 
 if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
     from pybalancer.upgrade import line
@@ -33,6 +34,9 @@ if "PYBALANCER_UPGRADE" in os.environ and "STEP" in os.environ:
     def reached(name):
         if name == step:
             os.kill(target, number)
+            # Whatever is said next meets an old process that is dead, not one that dies.
+            while "STEP_OLD" in os.environ and os.getppid() == target:
+                time.sleep(0.001)
 
     async def watched_send(self, word, body, descriptors=()):
         reached(f"before {word}")
