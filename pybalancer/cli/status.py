@@ -27,7 +27,8 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
         console = make_console()
         _show_summary(console, content)
         _show_listeners(console, content["listeners"])
-        _show_requests(console, [one for one in content["listeners"] if one["mode"] == "websocket"])
+        _show_requests(console, [one for one in content["listeners"] if one["mode"] != "tcp"])
+        _show_sent(console, content["listeners"])
         for pool in content["pools"]:
             _show_pool(console, pool)
         _show_workers(console, content["workers"])
@@ -75,7 +76,7 @@ def _pools(listener: dict[str, Any]) -> list[str]:
 
 
 def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
-    """What only listeners of mode "websocket" have."""
+    """What only listeners have that read requests."""
     from rich.table import Table
 
     if not listeners:
@@ -94,6 +95,22 @@ def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def _show_sent(console: "Console", listeners: list[dict[str, Any]]) -> None:
+    """Of clients that are not relayed, where there may be any."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("name")
+    for column in ("directed", "redirected", "put off"):
+        table.add_column(column, justify="right")
+    for listener in listeners:
+        if any(route["action"] != "proxy" for route in listener["routes"]):
+            counts = ("directed", "redirected", "put_off")
+            table.add_row(listener["name"], *(str(listener[count]) for count in counts))
+    if table.row_count:
+        console.print(table)
+
+
 def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -102,7 +119,11 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     table = Table()
     for column in ("backend", "address", "health"):
         table.add_column(column)
-    for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from"):
+    # What only backends have that clients are sent to, or that tell of their load.
+    sent = any(backend["sent"] for backend in pool["backends"])
+    loads = any(backend["load"] is not None for backend in pool["backends"])
+    more = [name for name, shown in (("sent", sent), ("load", loads)) if shown]
+    for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from", *more):
         table.add_column(column, justify="right")
     for backend in pool["backends"]:
         up = backend["state"] == "up"
@@ -118,6 +139,8 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
             ports,
             size(backend["bytes_to_backend"]),
             size(backend["bytes_to_client"]),
+            *([str(backend["sent"])] if sent else []),
+            *(["-" if backend["load"] is None else f"{backend['load']:g}"] if loads else []),
         )
     console.print(table)
 

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pybalancer.config import model
+from pybalancer.config import direct_model, model
 from pybalancer.config.model import Config
 from pybalancer.config.positions import Path
 from pybalancer.config.rules import Finding, meant
@@ -229,6 +229,7 @@ _SECTIONS: Final[Mapping[type[BaseModel], str]] = {
     model.BackendConfig: "[[pools.NAME.backends]]",
     model.HealthConfig: "[pools.NAME.health]",
     model.DrainConfig: "[pools.NAME.drain]",
+    direct_model.DirectConfig: "[pools.NAME.direct]",
     model.RebalanceConfig: "rebalance of [pools.NAME]",
     model.RouteConfig: "[[listeners.routes]]",
     model.FieldsConfig: "request_headers or response_headers of [[listeners.routes]]",

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr
 
+from pybalancer.config.direct_model import DirectConfig
+from pybalancer.config.section import Section
 from pybalancer.config.values import (
     Admin,
     Bind,
@@ -27,7 +29,9 @@ from pybalancer.config.values import (
     Number,
     Origin,
     Path,
+    Place,
     Prefix,
+    PublicUrl,
     QueryName,
     Rate,
     Size,
@@ -42,7 +46,7 @@ from pybalancer.config.values import (
 )
 from pybalancer.errors import Problem
 
-LATER_MODES: Final = ("directory", "packet")
+LATER_MODES: Final = ("packet",)
 
 NEVER_SENT: Final = (1004, 1005, 1006, *range(1015, 3000))
 """Codes of a Close that stand for something else than a Close, or for nothing yet: a client that gets
@@ -51,7 +55,7 @@ one may take it for a violation of the protocol."""
 
 def _mode(value: Any) -> Any:
     if value in LATER_MODES:
-        raise ValueError(f'mode {value!r} is not in this version; it has "tcp" and "websocket"')
+        raise ValueError(f'mode {value!r} is not in this version; it has "tcp", "websocket" and "directory"')
     return value
 
 
@@ -70,12 +74,6 @@ def _close_code(value: Any) -> Any:
         if value in NEVER_SENT:
             raise ValueError(f"{value} may not be sent in a Close (RFC 6455 section 7.4); try 1012")
     return value
-
-
-class Section(BaseModel):
-    """What all sections have in common: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class BalancerConfig(Section):
@@ -178,6 +176,17 @@ class RouteConfig(Section):
         default_factory=dict, description="Query parameters, decoded, likewise."
     )
     pool: str = Field(description="The pool that they go to.")
+    action: Literal["proxy", "directory", "redirect"] | None = Field(
+        None,
+        description="`proxy`: relay them. `directory`: tell the client, in JSON, the URL of the backend that "
+        "it would be relayed to. `redirect`: send it there (307). By default `proxy`, in mode `directory` "
+        "`directory`. The backends need a `public_url`.",
+    )
+    target: Place | None = Field(
+        None,
+        description="Of a directory or redirect: the path that clients are sent to; the query is kept. By "
+        "default the path that they ask for, without `strip_prefix`.",
+    )
     key: Key | None = Field(None, description="What is hashed, where it is not the pool's own `key`.")
     strip_prefix: Prefix | None = Field(
         None,
@@ -187,7 +196,8 @@ class RouteConfig(Section):
     origins: tuple[Origin, ...] = Field(
         (),
         description="Origins (`https://host`) of pages that may open WebSockets; others get 403. Empty: all. "
-        "Clients that send no Origin are no browsers and are let through.",
+        "Clients that send no Origin are no browsers and are let through. Of a directory: origins of pages "
+        "that may ask (CORS). Empty: all may ask, but only pages of its own origin can read the answer.",
     )
     request_headers: FieldsConfig = Field(
         default=FieldsConfig(), description="Changes to requests on their way to the backend."
@@ -218,10 +228,11 @@ class ListenerConfig(Section):
         "`unix:/path`.",
         examples=["0.0.0.0:8080"],
     )
-    mode: Annotated[Literal["tcp", "websocket"], BeforeValidator(_mode)] = Field(
+    mode: Annotated[Literal["tcp", "websocket", "directory"], BeforeValidator(_mode)] = Field(
         "tcp",
         description="`tcp`: relay the bytes of each connection to a backend, whatever they mean. "
-        "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP.",
+        "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP. "
+        "`directory`: read requests, and relay nothing: tell clients where to connect to.",
     )
     pool: str | None = Field(
         None,
@@ -280,6 +291,10 @@ class ListenerConfig(Section):
         "in its socket.",
         examples=["64KiB"],
     )
+    client_js: Truth = Field(
+        True,
+        description="Where a route is a directory: serve the browser's client at `/.pybalancer/client.js`.",
+    )
     request_timeout: Duration = Field(
         10.0, description="In mode `websocket`: for a whole request head (408 after that); 0: any time."
     )
@@ -337,6 +352,15 @@ class ListenerConfig(Section):
     )
     queue_timeout: Duration = Field(1.0, description="How long one may wait there before it is refused.")
 
+    @property
+    def reads(self) -> bool:
+        """Whether it reads requests; else streams go through it, whatever they mean."""
+        return self.mode != "tcp"
+
+    def action(self, route: RouteConfig) -> Literal["proxy", "directory", "redirect"]:
+        """What becomes of requests that ``route`` takes."""
+        return route.action or ("directory" if self.mode == "directory" else "proxy")
+
 
 class BackendConfig(Section):
     """A server of a pool."""
@@ -350,6 +374,11 @@ class BackendConfig(Section):
     )
     weight: Annotated[Whole, Field(ge=0, le=65535)] = Field(
         1, description="Share relative to the others; 0 takes no new connections."
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Where clients reach it themselves, for directory and redirect: `wss://HOST` or "
+        "`wss://HOST:PORT` (`ws`, `https`, `http` too), without a path.",
     )
 
 
@@ -482,6 +511,9 @@ class PoolConfig(Section):
         "keep", description="Live tunnels of a backend that goes down, likewise."
     )
     drain: DrainConfig = Field(default=DrainConfig(), description="How tunnels are drained.")
+    direct: DirectConfig = Field(
+        default=DirectConfig(), description="What clients are told that connect to its backends themselves."
+    )
     rebalance: RebalanceConfig | None = Field(None, description="Shed surplus tunnels automatically.")
     panic: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="Share of backends up below which all are treated as up; 0: never."

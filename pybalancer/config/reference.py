@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from pybalancer.config import model
+from pybalancer.config import direct_model, model
 from pybalancer.config.load import ENVIRONMENT
 
 _SECTIONS: Final = (
@@ -24,6 +24,7 @@ _SECTIONS: Final = (
     ("[[pools.NAME.backends]]", model.BackendConfig),
     ("[pools.NAME.health]", model.HealthConfig),
     ("[pools.NAME.drain]", model.DrainConfig),
+    ("[pools.NAME.direct]", direct_model.DirectConfig),
     ("[pools.NAME.rebalance]", model.RebalanceConfig),
 )
 

@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod cookie;
+pub mod directory;
 pub mod drain;
 pub mod endpoint;
 pub mod flow;

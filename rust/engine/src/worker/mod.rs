@@ -7,7 +7,7 @@
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
 //! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine, [`draining`] tells tunnels to go. In mode
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
-//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. When
+//! brings the answers, [`answers`] gives those that are ours, [`directing`] tells clients where to go instead, [`closing`] ends WebSockets politely. When
 //! another process takes over, [`handing`] gives it what stands, and its own workers take it by [`adopting`].
 //! Those that go on elsewhere when their backend goes away leave it in [`leaving`], and find the next in
 //! [`reattaching`].
@@ -17,6 +17,7 @@ mod adopting;
 mod answers;
 mod closing;
 mod commands;
+mod directing;
 mod draining;
 mod ending;
 mod failures;
