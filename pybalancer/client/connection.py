@@ -130,7 +130,7 @@ class ReconnectingSocket:
         self._changed = trio.Event()
         self._end: tuple[int, str] | None = None
         self._life = trio.CancelScope(shield=True)
-        """Of ``_run``. Shielded, so that who is cancelled can still say Close: ``connect`` cancels it then."""
+        """Of ``_run``. Shielded, so that who is cancelled can still say Close; ``connect`` cancels it."""
 
     @property
     def connected(self) -> bool:
