@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
-from pybalancer.client import JAVASCRIPT
+from pybalancer.client import JAVASCRIPT, Retry
 
 from .conftest import HERE, ROOT
 
@@ -64,6 +65,31 @@ def test_the_types_name_what_there_is(page: Page) -> None:
     members = re.findall(r"^  (?:readonly )?(\w+)[(:]", body[0], re.MULTILINE)
     inherited = {"addEventListener", "removeEventListener"}
     assert set(there) == set(members) - inherited
+
+
+def rows(head: str) -> dict[str, str]:
+    """First and second cells of the table in docs/clients.md whose first column has this head."""
+    page = (ROOT / "docs/clients.md").read_text()
+    table = page.split(f"| {head} |", 1)[1].split("\n\n", 1)[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ?([^|]*?) ?\|", table, re.MULTILINE))
+
+
+def test_the_document_has_every_time_and_every_option(page: Page) -> None:
+    defaults = page.evaluate("async () => (await import('/client.js')).DEFAULTS")
+    assert defaults == asdict(Retry())
+    times = {name: value for name, value in defaults.items() if name != "fallback"}
+    assert {name: float(value) for name, value in rows("name").items()} == times
+    body = re.search(r"^export interface Options .*?^}", TYPES, re.MULTILINE | re.DOTALL)
+    assert body
+    options = set(re.findall(r"^  (\w+)\?:", body[0], re.MULTILINE))
+    assert options == set(rows("option"))
+
+
+def test_the_programs_in_the_document_are_those_of_the_examples() -> None:
+    page = (ROOT / "docs/clients.md").read_text()
+    trio_block, loop_block = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    compile(trio_block, "docs/clients.md", "exec")
+    assert loop_block in (ROOT / "examples/direct/with_websockets.py").read_text()
 
 
 @needs_npm
