@@ -142,7 +142,6 @@ class Comeback:
         body = _object(text)
         hint = body.get("retry")
         self._settings = replace(self._settings, **self._kept(hint))
-        self._url = None
         if status == 200 and (url := self._usable(body.get("url"))) is not None:
             return self._choose(url, body)
         asked = _time(hint.get("after_ms")) if isinstance(hint, dict) else None

@@ -31,7 +31,6 @@ export class Comeback {
     let body;
     try { body = JSON.parse(text); } catch { /* not from a directory */ }
     const hint = body?.retry, settings = Object.assign(this.#settings, this.#kept(hint));
-    this.#url = null;
     if (status == 200 && this.#usable(body?.url)) {
       const more = Array.isArray(body.alternatives) ? body.alternatives : [];
       const urls = [body.url, ...more.slice(0, 16).filter((url) => this.#usable(url))];
@@ -56,7 +55,7 @@ export class Comeback {
     else if (now - this.#opened >= stable_ms) this.losses = 0;
     this.#opened = this.#url = null;
     if (this.#final(code, reason, isFinal(code))) return null;
-    const grown = Math.max(base_ms, 10) * 2 ** Math.min(this.losses++, 30);
+    const grown = Math.max(base_ms, 10) * 2 ** this.losses++;
     let top = Math.max(min_ms, hidden ? max_ms : Math.min(max_ms, grown));
     if (code == 1012 || code == 1013) top = Math.max(top, time(+(/\bwindow_ms=(\d+)/.exec(reason)?.[1] ?? window_ms)));
     this.#notBefore = now + (after ?? min_ms);
@@ -247,7 +246,7 @@ export class ReconnectingSocket extends EventTarget {
       this.#watch(0);
     }
     if (this.readyState || this.#socket || this.#asking) return;
-    if (type != "offline") this.#at = this.#comeback.sooner(this.#now(), this.#world.Math.random(), this.#at);
+    this.#at = this.#comeback.sooner(this.#now(), this.#world.Math.random(), this.#at);
     this.#wait();
   };
 

@@ -120,6 +120,14 @@ export async function closing_while_it_connects() {
   equal([socket.readyState, told, world.sockets.length], [3, ["close 1006  false"], 1]);
 }
 
+export async function closing_at_the_moment_when_it_opens() {
+  const {world, socket, told} = made();
+  socket.close();
+  world.socket.open();
+  world.socket.end(1005);
+  equal([socket.readyState, told], [3, ["close 1005  true"]]);
+}
+
 export async function closing_while_it_waits() {
   const {world, socket, told} = await opened({queue: true});
   world.socket.end();
@@ -248,6 +256,7 @@ export async function after_the_end_nothing_listens() {
   await world.hide(false);
   await world.pass(1e6);
   equal([socket.readyState, world.sockets.length, world.timers.size], [3, 1, 0]);
+  equal(world.signals.map(({aborted}) => aborted), [true, true]);
 }
 
 // The directory.
@@ -455,6 +464,26 @@ export async function hidden_it_takes_its_time_and_comes_when_looked_at() {
   equal(other.world.sockets.length, 1);
   await other.world.pass(1);
   equal(other.world.sockets.length, 2);
+}
+
+export async function turning_away_from_it_is_no_reason_to_hurry() {
+  const {world} = await opened({}, {chances: [1, 0]});
+  world.document.hidden = true;
+  world.socket.end();
+  await world.hide(true);
+  await world.pass(29999);
+  equal(world.sockets.length, 1);
+}
+
+export async function hope_does_not_disturb_what_is_under_way() {
+  const one = made();
+  const two = made(DIRECTORY);
+  for (const {world} of [one, two]) {
+    await world.online(true);
+    await world.hide(false);
+    await world.pass(5000);
+  }
+  equal([one.world.sockets.length, one.told, two.world.asked.length, two.told], [1, [], 1, []]);
 }
 
 export async function looking_at_it_does_not_break_a_promise() {

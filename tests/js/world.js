@@ -5,6 +5,7 @@ export class World {
     this.time = 0;
     this.sockets = [];
     this.asked = [];
+    this.signals = [];
     this.timers = new Map();
     this.events = new EventTarget();
     this.performance = {now: () => this.time};
@@ -53,7 +54,10 @@ export class World {
   }
   clearTimeout(timer) { this.timers.delete(timer); }
 
-  addEventListener(...all) { this.events.addEventListener(...all); }
+  addEventListener(type, call, options) {
+    this.signals.push(options.signal);
+    this.events.addEventListener(type, call, options);
+  }
 
   fetch(url, init) {
     return new Promise((resolve, reject) => {

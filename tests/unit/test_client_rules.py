@@ -59,6 +59,12 @@ def test_waits_are_uniform(losses: int) -> None:
     assert distance_from_uniform([wait * 0.9 for wait in waits], top) > least_distance(len(waits))
 
 
+def test_losses_without_end() -> None:
+    comeback = Comeback("ws://node.test/")
+    comeback.losses = 100_000
+    assert comeback.wait(0.0, 1.0, 1006) == 30_000
+
+
 def test_an_end_is_final_when_the_caller_says_so() -> None:
     seen: list[tuple[int, str, bool]] = []
 
