@@ -203,8 +203,6 @@ class ReconnectingSocket:
         with self._life:
             while True:
                 code, reason, after = await self._attempt()
-                if self._end is not None:
-                    return
                 now = trio.current_time() * 1000.0
                 delay = self._comeback.wait(now, self._chance(), code, reason, after)
                 if delay is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from pybalancer.client import ConnectionEnded, Retry, connect
+from pybalancer.client import ConnectionEnded, Retry, connect, connection
 
 from .backends import Backend, backends
 from .directories import Answer, answer, directory, found
@@ -261,6 +262,7 @@ async def test_a_client_that_is_slow_to_receive_loses_nothing(node: Backend) -> 
             await trio.lowlevel.checkpoint()
         # Several heartbeats pass.
         await trio.sleep(0.1)
+        assert len(client._unread) == 16
         assert [await client.receive() for _ in sent] == sent
     await trio.to_thread.run_sync(until, lambda: len(node.ended) > before, "the end of the one connection")
     assert node.ended[before:] == [(1000, "")]
@@ -312,6 +314,23 @@ async def test_a_url_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="not a URL"):
         async with connect("/connect"):
             pass
+
+
+async def test_who_leaves_sees_the_closing_handshake_through(
+    node: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also who is cancelled. Nobody is given up here: where the server's part went unseen this would hang."""
+    monkeypatch.setattr(connection, "_LEAVING", math.inf)
+    before = len(node.ended)
+    async with connect(url(node)) as client:
+        await client.send("hello")
+    with trio.CancelScope() as scope:
+        async with connect(url(node)) as client:
+            await client.send("hello")
+            scope.cancel()
+            await client.receive()
+    await trio.to_thread.run_sync(until, lambda: len(node.ended) >= before + 2, "both ends")
+    assert node.ended[before:] == [(1000, "")] * 2
 
 
 async def test_it_can_be_cancelled_at_any_time(node: Backend) -> None:
