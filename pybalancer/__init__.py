@@ -24,23 +24,31 @@ if TYPE_CHECKING:
     from pybalancer.errors import (
         AdminError,
         ConfigError,
+        DrainError,
         Problem,
         PybalancerError,
+        RollError,
         StartError,
+        TargetError,
         UpgradeError,
     )
+    from pybalancer.tasks.commands import Command
     from pybalancer.thread import run_in_thread
 
 __all__ = [
     "AdminError",
     "Balancer",
+    "Command",
     "Config",
     "ConfigError",
+    "DrainError",
     "EngineError",
     "PlanError",
     "Problem",
     "PybalancerError",
+    "RollError",
     "StartError",
+    "TargetError",
     "UpgradeError",
     "run_in_thread",
 ]
@@ -48,13 +56,17 @@ __all__ = [
 _HOMES = {
     "AdminError": "pybalancer.errors",
     "Balancer": "pybalancer.balancer",
+    "Command": "pybalancer.tasks.commands",
     "Config": "pybalancer.config.model",
     "ConfigError": "pybalancer.errors",
+    "DrainError": "pybalancer.errors",
     "EngineError": "pybalancer._core",
     "PlanError": "pybalancer._core",
     "Problem": "pybalancer.errors",
     "PybalancerError": "pybalancer.errors",
+    "RollError": "pybalancer.errors",
     "StartError": "pybalancer.errors",
+    "TargetError": "pybalancer.errors",
     "UpgradeError": "pybalancer.errors",
     "__version__": "pybalancer._core",
     "run_in_thread": "pybalancer.thread",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,12 @@ class Operations:
     def status(self) -> Status:
         raise NotImplementedError
 
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """What is done in here is done to what runs; a process that takes over goes on with all of it."""
+        async with self._applying:
+            yield
+
     def _drains(self) -> list[DrainStatus]:
         try:
             return drains(self._live())
@@ -110,7 +117,7 @@ class Operations:
         engine = self._live()
         given = {"over": over, "deadline": deadline, "code": code, "rate": rate}
         named = {"pool": pool, "backend": backend, "listener": listener}
-        async with self._applying:
+        async with self._changing():
             target = targets.choose(self._config, name, everything=everything, **named)
             backends = target.backends(self._config)
             terms = self._terms(target, given)
@@ -141,6 +148,8 @@ class Operations:
     ) -> DrainResult:
         """Take it back: its drain stops at once, and it gets new tunnels again. Named as for ``drain``.
 
+        A shed of its pool stops, too, whole: what is surplus changes with it.
+
         A backend whose drain had ended is brought to its share over ``slow_start`` seconds, by default
         those of its pool; it has nothing, so it would get everything.
         """
@@ -148,16 +157,18 @@ class Operations:
         if slow_start is not None and slow_start < 0:
             raise ValueError("slow_start is a number of seconds from 0")
         named = {"pool": pool, "backend": backend, "listener": listener}
-        async with self._applying:
+        async with self._changing():
             target = targets.choose(self._config, name, everything=everything, **named)
             keys = set(self._draining.backends if target.everything else target.backends(self._config))
             stopped = [each for each in self._drains() if _concerns(each, target)]
             for each in stopped:
                 engine.cancel_drain(each.id)
-                self._go_on_with_others(each, target)
+                if each.kind != "shed":
+                    self._go_on_with_others(each, target)
             before = self._draining
             after = before.without(keys, target.listeners(self._config))
-            under_way = {(each.pool, part.backend) for each in stopped for part in each.parts}
+            drains = [each for each in stopped if each.kind != "shed"]
+            under_way = {(each.pool, part.backend) for each in drains for part in each.parts}
             for key in keys & before.backends:
                 seconds = self._config.pools[key[0]].slow_start if slow_start is None else slow_start
                 if slow_start is not None or (seconds and key not in under_way):
@@ -261,7 +272,9 @@ class Operations:
             drain.rate,
         )
         if target.backend is not None:
-            others = [part.backend for part in drain.parts if part.backend != target.backend]
+            # A reload may have removed one of them meanwhile.
+            known = {name for _, name in Target(pool=drain.pool).backends(self._config)} - {target.backend}
+            others = [part.backend for part in drain.parts if part.backend in known]
             if others:
                 self._begin(Target(pool=drain.pool), terms, others)
         elif target.listener is not None and drain.listener is None:
@@ -290,9 +303,10 @@ class Operations:
         It is down until ``rise`` checks have found it well; without a check, until a connect succeeds.
         """
         self._live()
-        target = targets.choose(self._config, pool=pool, backend=backend)
-        for key in target.backends(self._config):
-            self._watcher.recheck(key)
+        async with self._changing():
+            target = targets.choose(self._config, pool=pool, backend=backend)
+            for key in target.backends(self._config):
+                self._watcher.recheck(key)
 
     # Shed.
 
@@ -311,36 +325,49 @@ class Operations:
         What a backend has above ``to_skew`` times its fair share is surplus. In a pool that hashes only
         those are closed that the table would place elsewhere now. At most ``rate`` per second go: by
         default as the pool's ``rebalance`` or ``drain`` says, else as many as end within its drain time.
-        ``dry_run`` counts only.
+        ``dry_run`` counts only. A shed of this pool that is under way gives way to a new one.
 
         Raises TargetError, ValueError, and DrainError for a sticky pool, whose clients come back to the
         backend that they had.
         """
-        target = targets.choose(self._config, pool=pool)
-        section = self._config.pools[pool]
         if not to_skew >= 1:
             raise ValueError(f"a skew is a number from 1, not {to_skew}")
-        if section.key == "sticky":
-            raise DrainError(f"pool {pool} is sticky: clients would come back to the backend that they had")
-        loads = self.loads(pool)
-        surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
-        skew = rebalance.skew(loads)
-        if not surplus:
-            return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
+        self._live()
+        async with self._changing():
+            target = targets.choose(self._config, pool=pool)
+            section = self._config.pools[pool]
+            if section.key == "sticky":
+                why = "clients would come back to the backend that they had"
+                raise DrainError(f"pool {pool} is sticky: {why}")
+            loads = self.loads(pool)
+            surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
+            skew = rebalance.skew(loads)
+            if not dry_run:
+                for each in self._drains():
+                    if each.state == "running" and each.kind == "shed" and each.pool == pool:
+                        self._live().cancel_drain(each.id)
+            if not surplus:
+                return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
+            number = self._begin_shed(pool, surplus, rate, code, dry_run=dry_run)
+        self._drain_watcher.stir()
+        status = await self._wait(number) if wait or dry_run else self._drain(number)
+        return ShedResult(pool, dry_run, skew, to_skew, surplus, status, self._shed_warnings(target))
+
+    def _begin_shed(
+        self, pool: str, surplus: Mapping[str, int], rate: float | None, code: int | None, *, dry_run: bool
+    ) -> int:
+        section = self._config.pools[pool]
         if rate is None:
             rate = section.rebalance.rate if section.rebalance else drain_rate(self._config, pool)
             # Never all at once: without any bound they are spread as a drain would be.
             rate = rate or max(1.0, sum(surplus.values()) / max(section.drain.over, 1.0))
         terms = Terms(0.0, 0.0, section.drain.code if code is None else code, rate)
         try:
-            number = self._live().shed(
+            return self._live().shed(
                 pool, list(surplus.items()), rate=terms.rate, code=terms.code, dry_run=dry_run
             )
         except (_core.PlanError, LookupError) as error:
             raise DrainError(str(error)) from error
-        self._drain_watcher.stir()
-        status = await self._wait(number) if wait or dry_run else self._drain(number)
-        return ShedResult(pool, dry_run, skew, to_skew, surplus, status, self._shed_warnings(target))
 
     def _shed_warnings(self, target: Target) -> list[str]:
         health = self._health(self._config, self._addresses)
@@ -520,11 +547,12 @@ def _is(drain: DrainStatus, target: Target, backends: Sequence[Key]) -> bool:
 
 def _concerns(drain: DrainStatus, target: Target) -> bool:
     """Whether it runs, and undraining this stops it or a part of it."""
-    if drain.state != "running" or drain.kind not in ("drain", "down"):
+    if drain.state != "running" or drain.kind not in ("drain", "down", "shed"):
         return False
     if target.everything:
         return True
     if target.listener is not None:
         return drain.listener == target.listener or (drain.listener is None and drain.pool is None)
     names = {part.backend for part in drain.parts}
-    return drain.pool == target.pool and (target.backend is None or target.backend in names)
+    whole = target.backend is None or drain.kind == "shed"
+    return drain.pool == target.pool and (whole or target.backend in names)

@@ -119,6 +119,16 @@ class BackendStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainTerms:
+    """How a pool is drained where nobody says otherwise; ``rate`` per second, 0: no bound."""
+
+    over_seconds: float
+    deadline_seconds: float
+    code: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """One pool. ``digest`` is equal on balancers that decide equally."""
 
@@ -126,6 +136,8 @@ class PoolStatus:
     policy: str
     key: str
     digest: str
+    slow_start_seconds: float
+    drain: DrainTerms
     backends: list[BackendStatus]
 
 
@@ -334,8 +346,9 @@ def workers(stats: Stats) -> list[WorkerStatus]:
 
 
 def drains(engine: Engine) -> list[DrainStatus]:
-    """Those that run and those that have just ended, oldest first."""
-    return [drain_status(drain) for drain in sorted(engine.drains(), key=lambda drain: drain.id)]
+    """Those that run and those that have just ended, oldest first; without those that only count."""
+    found = sorted(engine.drains(), key=lambda drain: drain.id)
+    return [drain_status(drain) for drain in found if not drain.counts_only]
 
 
 def drain_status(drain: Drain) -> DrainStatus:
@@ -432,6 +445,8 @@ def pools(
     now: float,
     draining: Collection[tuple[str, str]] = (),
 ) -> list[PoolStatus]:
+    from pybalancer.config.compile import drain_rate
+
     ports = engine.ports()
     found = []
     for name, pool in config.pools.items():
@@ -470,8 +485,17 @@ def pools(
                     sent=counters.sent,
                 )
             )
-        digest = plan.digest(name)
         found.append(
-            PoolStatus(name=name, policy=pool.policy, key=pool.key, digest=digest, backends=backends)
+            PoolStatus(
+                name=name,
+                policy=pool.policy,
+                key=pool.key,
+                digest=plan.digest(name),
+                slow_start_seconds=pool.slow_start,
+                drain=DrainTerms(
+                    pool.drain.over, pool.drain.deadline, pool.drain.code, drain_rate(config, name)
+                ),
+                backends=backends,
+            )
         )
     return found

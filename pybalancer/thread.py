@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
@@ -17,7 +17,9 @@ from pybalancer.errors import PybalancerError, plain
 
 if TYPE_CHECKING:
     from pybalancer.balancer import Balancer, Source
-    from pybalancer.status import ReloadResult, Status
+    from pybalancer.diff import Diff
+    from pybalancer.status import DrainResult, ReloadResult, RollResult, ShedResult, Status
+    from pybalancer.tasks.commands import Command
 
 _T = TypeVar("_T")
 
@@ -31,8 +33,8 @@ def run_in_thread(
 
     Arguments as of ``Balancer``. It listens when the block is entered; errors at the start are raised
     there. Methods may be called from any thread, asyncio's too: none waits for traffic but ``close``
-    with a ``grace`` (``await asyncio.to_thread(lb.close, 30)``). No signal handler is installed; Ctrl-C
-    reaches the host, which leaves the block.
+    with a ``grace`` (``await asyncio.to_thread(lb.close, 30)``), ``drain``, ``shed`` and ``roll``. No signal
+    handler is installed; Ctrl-C reaches the host, which leaves the block.
     """
     return ThreadedBalancer(config, admin=admin, records=records)
 
@@ -112,6 +114,12 @@ class ThreadedBalancer:
     def _call(self, ask: Callable[[Balancer], _T]) -> _T:
         return self._running(lambda: trio.from_thread.run_sync(ask, self._balancer, trio_token=self._token))
 
+    def _wait(self, ask: Callable[[Balancer], Awaitable[_T]]) -> _T:
+        async def asked() -> _T:
+            return await ask(self._balancer)
+
+        return self._running(lambda: trio.from_thread.run(asked, trio_token=self._token))
+
     def _running(self, call: Callable[[], _T]) -> _T:
         if os.getpid() != self._process:
             from pybalancer._core import EngineError
@@ -187,6 +195,112 @@ class ThreadedBalancer:
 
     def reload(self, config: Source | None = None) -> ReloadResult:
         """As ``Balancer.reload``; waits for its result."""
-        return self._running(
-            lambda: trio.from_thread.run(self._balancer.reload, config, trio_token=self._token)
+        return self._wait(lambda balancer: balancer.reload(config))
+
+    def drain(
+        self,
+        name: str | None = None,
+        *,
+        pool: str | None = None,
+        backend: str | None = None,
+        listener: str | None = None,
+        everything: bool = False,
+        over: float | None = None,
+        deadline: float | None = None,
+        code: int | None = None,
+        rate: float | None = None,
+        force: bool = False,
+        wait: bool = True,
+    ) -> DrainResult:
+        """As ``Balancer.drain``; without ``wait``, or interrupted, it goes on by itself."""
+        named = {"pool": pool, "backend": backend, "listener": listener}
+        return self._wait(
+            lambda balancer: balancer.drain(
+                name,
+                **named,
+                everything=everything,
+                over=over,
+                deadline=deadline,
+                code=code,
+                rate=rate,
+                force=force,
+                wait=wait,
+            )
         )
+
+    def undrain(
+        self,
+        name: str | None = None,
+        *,
+        pool: str | None = None,
+        backend: str | None = None,
+        listener: str | None = None,
+        everything: bool = False,
+        slow_start: float | None = None,
+    ) -> DrainResult:
+        """As ``Balancer.undrain``."""
+        named = {"pool": pool, "backend": backend, "listener": listener}
+        return self._wait(
+            lambda balancer: balancer.undrain(name, **named, everything=everything, slow_start=slow_start)
+        )
+
+    def recheck(self, pool: str, backend: str) -> None:
+        """As ``Balancer.recheck``."""
+        self._wait(lambda balancer: balancer.recheck(pool, backend))
+
+    def shed(
+        self,
+        pool: str,
+        to_skew: float = 1.05,
+        *,
+        rate: float | None = None,
+        code: int | None = None,
+        dry_run: bool = False,
+        wait: bool = True,
+    ) -> ShedResult:
+        """As ``Balancer.shed``; without ``wait``, or interrupted, it goes on by itself."""
+        return self._wait(
+            lambda balancer: balancer.shed(pool, to_skew, rate=rate, code=code, dry_run=dry_run, wait=wait)
+        )
+
+    def roll(
+        self,
+        pool: str,
+        action: Callable[[str], object] | Command,
+        *,
+        backends: Sequence[str] = (),
+        max_down: int = 1,
+        timeout: float = 60.0,
+        over: float | None = None,
+        deadline: float | None = None,
+        code: int | None = None,
+        rate: float | None = None,
+        slow_start: float | None = None,
+        force: bool = False,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> RollResult:
+        """As ``Balancer.roll``. ``action`` runs in a thread, ``on_event`` in that of the balancer.
+
+        It is over when this returns, unless Ctrl-C interrupts the waiting: then it goes on until the block
+        is left.
+        """
+        return self._wait(
+            lambda balancer: balancer.roll(
+                pool,
+                action,
+                backends=backends,
+                max_down=max_down,
+                timeout=timeout,
+                over=over,
+                deadline=deadline,
+                code=code,
+                rate=rate,
+                slow_start=slow_start,
+                force=force,
+                on_event=on_event,
+            )
+        )
+
+    def diff(self, config: Source) -> Diff:
+        """As ``Balancer.diff``."""
+        return self._wait(lambda balancer: balancer.diff(config))

@@ -11,32 +11,34 @@ GET  /explain  ?source=IP:PORT[&pool=NAME]: which backend a client gets, and why
 POST /reload   read the file again and apply it: 200; 422 with every problem, and nothing changed.
 POST /upgrade  ?timeout=SECONDS: let a new process take over: 200 once it serves; 409 with the reason, or 422
                with what is wrong with its file, and nothing changed.
+
+What is done to backends and their tunnels is in ``operations``.
 """
 
 import functools
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pybalancer.admin import operations
 from pybalancer.admin.guard import Guard, Policy
+from pybalancer.admin.parameters import Parameters
 from pybalancer.admin.replies import JSONReply, TextReply
 from pybalancer.errors import ConfigError, PybalancerError, UpgradeError
 from pybalancer.explanation import parse_header
 
 BODY_LIMIT = 64 * 1024
-"""Bytes of request body that are read at all; no request needs one."""
-QUESTION_LIMIT = 16 * 1024
-"""Bytes of the question that ``explain`` is asked: as much as most requests have."""
+"""Bytes of request body that are read at all; most requests need none."""
+CONFIG_LIMIT = 16 * 1024 * 1024
+"""The same where the body is a configuration: a file has 4 MiB, and JSON may be longer than TOML."""
 BODY_SECONDS = 5.0
 """Time for a request's body to arrive."""
 ANSWER_SECONDS = 30.0
@@ -53,10 +55,9 @@ class Reportable(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Operable(Protocol):
+class Operable(operations.Operable, Protocol):
     """What the admin interface needs of a running balancer (``pybalancer.Balancer``)."""
 
-    def status(self) -> Reportable: ...
     def explain(
         self,
         source: str,
@@ -79,8 +80,15 @@ _Endpoint = Callable[[Operable, Request], Awaitable[Response]]
 def make_app(balancer: Operable, policy: Policy) -> Guard:
     """The ASGI application, behind its guard."""
 
-    def route(path: str, endpoint: _Endpoint, method: str = "GET", seconds: float = ANSWER_SECONDS) -> Route:
-        return Route(path, functools.partial(_answer, balancer, endpoint, seconds), methods=[method])
+    def route(
+        path: str,
+        endpoint: _Endpoint,
+        method: str = "GET",
+        *,
+        seconds: float = ANSWER_SECONDS,
+        body: int = BODY_LIMIT,
+    ) -> Route:
+        return Route(path, functools.partial(_answer, balancer, endpoint, seconds, body), methods=[method])
 
     app = Starlette(
         routes=[
@@ -90,16 +98,24 @@ def make_app(balancer: Operable, policy: Policy) -> Guard:
             route("/metrics", _metrics),
             route("/explain", _explain),
             route("/reload", _reload, "POST"),
-            route("/upgrade", _upgrade, "POST", UPGRADE_SECONDS),
+            route("/upgrade", _upgrade, "POST", seconds=UPGRADE_SECONDS),
+            route("/drains", operations.drains),
+            route("/drain", operations.drain, "POST"),
+            route("/undrain", operations.undrain, "POST"),
+            route("/shed", operations.shed, "POST"),
+            route("/recheck", operations.recheck, "POST"),
+            route("/diff", operations.diff, "POST", body=CONFIG_LIMIT),
         ],
         exception_handlers={HTTPException: _http_error},
     )
     return Guard(app, policy)
 
 
-async def _answer(balancer: Operable, endpoint: _Endpoint, seconds: float, request: Request) -> Response:
+async def _answer(
+    balancer: Operable, endpoint: _Endpoint, seconds: float, limit: int, request: Request
+) -> Response:
     try:
-        await _discard_body(request)
+        request.state.body = await _body(request, limit)
         with trio.fail_after(seconds):
             return await endpoint(balancer, request)
     except HTTPException:
@@ -163,19 +179,12 @@ async def _explain(balancer: Operable, request: Request) -> Response:
 
 def _explained(text: str) -> dict[str, Any]:
     """What ``explain`` is asked. Raises ValueError for what is no question."""
-    if len(text) > QUESTION_LIMIT:
-        raise ValueError(f"a question has at most {QUESTION_LIMIT} bytes")
-    query = QueryParams(text)
     once = ("source", "pool", "listener", "host", "path")
-    for name in query:
-        if name not in (*once, "header"):
-            raise ValueError(f"there is no parameter {name!r}; there are: {', '.join(once)}, header")
-        if name in once and len(query.getlist(name)) > 1:
-            raise ValueError(f"parameter {name!r} is given more than once")
-    if not query.get("source"):
+    given = Parameters(text, once, several=("header",))
+    if not given.text("source"):
         raise ValueError("give ?source=IP:PORT, and &pool=NAME where there are several")
-    headers = [parse_header(text) for text in query.getlist("header")]
-    return {**{name: query.get(name) for name in once}, "headers": headers}
+    headers = [parse_header(text) for text in given.texts("header")]
+    return {**{name: given.text(name) for name in once}, "headers": headers}
 
 
 async def _reload(balancer: Operable, _request: Request) -> Response:
@@ -184,13 +193,14 @@ async def _reload(balancer: Operable, _request: Request) -> Response:
 
 
 async def _upgrade(balancer: Operable, request: Request) -> Response:
-    given = request.query_params.get("timeout")
     most = UPGRADE_SECONDS / 2
-    if given is not None and not (
-        re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given) and 0 < float(given) <= most
-    ):
+    try:
+        patience = Parameters(request.url.query, ("timeout",)).number("timeout")
+    except ValueError as error:
+        return JSONReply({"error": str(error)}, status_code=400)
+    if patience is not None and not 0 < patience <= most:
         return JSONReply({"error": f"timeout is a number of seconds up to {most:g}"}, status_code=400)
-    result = await balancer.upgrade(None if given is None else float(given))
+    result = await balancer.upgrade(patience)
 
     async def told() -> None:
         balancer.upgrade_told()
@@ -198,16 +208,17 @@ async def _upgrade(balancer: Operable, request: Request) -> Response:
     return JSONReply(result.to_dict(), background=BackgroundTask(told))
 
 
-async def _discard_body(request: Request) -> None:
-    """Read the body away. Unread, it would be taken for the next request on a kept connection."""
-    received = 0
+async def _body(request: Request, limit: int) -> bytes:
+    """All of it, wanted or not. Unread, it would be taken for the next request on a kept connection."""
+    body = bytearray()
     with trio.move_on_after(BODY_SECONDS) as scope:
         async for chunk in request.stream():
-            received += len(chunk)
-            if received > BODY_LIMIT:
-                raise HTTPException(413, f"more than {BODY_LIMIT} bytes of body")
+            body += chunk
+            if len(body) > limit:
+                raise HTTPException(413, f"more than {limit} bytes of body")
     if scope.cancelled_caught:
         raise HTTPException(408, f"the body took longer than {BODY_SECONDS:g} s")
+    return bytes(body)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

@@ -55,17 +55,22 @@ class Client:
         given = {key: value for key, value in query.items() if value}
         return self._ask("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
 
-    def post(self, path: str) -> dict[str, Any]:
-        """POST without a body; otherwise as ``get``."""
-        return self._ask("POST", path)
+    def post(self, path: str, /, body: Any = None, **query: str | float | None) -> dict[str, Any]:
+        """POST with parameters, and with ``body`` as JSON unless it is None; otherwise as ``get``."""
+        given = {key: _written(value) for key, value in query.items()}
+        text = urlencode({key: value for key, value in given.items() if value})
+        content = None if body is None else json.dumps(body).encode()
+        return self._ask("POST", f"{path}?{text}" if text else path, content)
 
-    def _ask(self, method: str, target: str) -> dict[str, Any]:
+    def _ask(self, method: str, target: str, body: bytes | None = None) -> dict[str, Any]:
         headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         connection = self._connection()
         try:
-            connection.request(method, target, headers=headers)
+            connection.request(method, target, body, headers)
             response = connection.getresponse()
             body = response.read(ANSWER_LIMIT)
             content = json.loads(body)
@@ -98,6 +103,15 @@ class Client:
         if isinstance(self.address, TcpAddress):
             return http.client.HTTPConnection(self.address.host, self.address.port, timeout=self._timeout)
         return _UnixConnection(self.address, self._timeout)
+
+
+def _written(value: str | float | None) -> str:
+    """As the admin interface reads it; nothing for what is not given."""
+    if isinstance(value, bool):
+        return "1" if value else ""
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "" if value is None else str(value)
 
 
 def find(admin: str | None = None, config: str | None = None, *, timeout: float = 35.0) -> Client:

@@ -9,7 +9,22 @@ from cyclopts import App, CycloptsError
 from pybalancer.cli import exits
 from pybalancer.errors import ConfigError, PybalancerError, StartError
 
-COMMANDS = ("serve", "check", "reload", "upgrade", "status", "explain", "table", "demo", "version")
+COMMANDS = (
+    "serve",
+    "check",
+    "diff",
+    "reload",
+    "upgrade",
+    "drain",
+    "undrain",
+    "roll",
+    "shed",
+    "status",
+    "explain",
+    "table",
+    "demo",
+    "version",
+)
 
 HELP = """A load balancer made for WebSockets: deterministic spread, restarts without a ripple.
 

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import trio
 
@@ -15,7 +15,7 @@ from pybalancer.admin.client import Client
 from pybalancer.balancer import Source
 from pybalancer.cli import exits, pid_file
 from pybalancer.cli.notify import notify, reloading
-from pybalancer.config.load import load_file
+from pybalancer.config.load import check, load_file
 from pybalancer.config.model import Config
 from pybalancer.errors import AdminError, PybalancerError, StartError
 from pybalancer.status import ReloadResult
@@ -23,6 +23,9 @@ from pybalancer.tasks.logs import configure_logging
 from pybalancer.upgrade.handing import Command
 from pybalancer.upgrade.served import Served
 from pybalancer.upgrade.taking import Predecessor
+
+if TYPE_CHECKING:
+    from pybalancer.diff import Diff
 
 _log = logging.getLogger("pybalancer")
 
@@ -47,7 +50,16 @@ class _FileBalancer(Served):
     def _load(self, config: Source | None) -> Config:
         if config is None and self._path is not None:
             return load_file(self._path, os.environ, self._overrides)
+        if isinstance(config, Mapping):
+            # What a command has read, to compare: as it would be once it is this file.
+            return check(dict(config), "<mapping>", {}, os.environ, self._overrides)
         return super()._load(config)
+
+    async def diff_without_secrets(self, config: Mapping[str, Any], digest: str | None) -> "Diff":
+        # A secret that a flag or the environment gives stays in force, whatever a file says.
+        given = any(os.environ.get(name) for name in ("PYBALANCER_SECRET", "PYBALANCER_SECRET_FILE"))
+        given = given or ("balancer", "secret_file") in self._overrides
+        return await super().diff_without_secrets(config, None if given else digest)
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         result = await super().reload(config)
@@ -163,9 +175,12 @@ async def _stop(balancer: Served, grace: float) -> None:
     await balancer.give_up_upgrade()
     if balancer.replaced_by is None:
         notify("STOPPING=1")
-    if grace and (live := balancer.status().active):
-        _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
-    aborted = await balancer.stop(grace)
+    if not grace:
+        aborted = await balancer.stop()
+    else:
+        if live := balancer.status().active:
+            _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
+        aborted = await balancer.drain_and_stop(grace)
     if aborted:
         _log.warning("%d tunnels were aborted", aborted)
 

@@ -1,0 +1,142 @@
+"""What a roll has to remember, should its process end in the middle: ``Journal``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pybalancer.config.secret import state_directory
+from pybalancer.errors import RollError
+
+VERSION: Final = 1
+"""Of what is in the file."""
+
+MOST_BYTES: Final = 4 << 20
+"""A roll of ten thousand backends has a tenth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A roll: what it was asked for, and how far it has come. Times in seconds; None: as the pool says."""
+
+    command: str
+    shell: bool = False
+    max_down: int = 1
+    timeout: float = 60.0
+    over: float | None = None
+    deadline: float | None = None
+    code: int | None = None
+    rate: float | None = None
+    slow_start: float | None = None
+    force: bool = False
+    steps: Mapping[str, str] = field(default_factory=dict)
+    """Of each backend, in the order in which they are rolled."""
+
+    @property
+    def told(self) -> str:
+        """``2 of 4 done``."""
+        done = sum(step == "done" for step in self.steps.values())
+        return f"{done} of {len(self.steps)} done"
+
+
+class Journal:
+    """The file of the roll of one pool, in the state directory of whoever rolls it.
+
+    Held by one process at a time. Its command is run again on ``--resume``, so nobody else may write it:
+    it is of mode 0600, in a directory of mode 0700. All methods raise RollError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, admin: str, pool: str) -> Iterator[Journal]:
+        """That of this pool of the balancer at this address. RollError if somebody rolls it just now."""
+        digest = hashlib.sha256(f"{admin}\n{pool}".encode()).hexdigest()[:16]
+        with _telling("keep a journal"):
+            folder = state_directory() / "rolls"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Pools may be named as they like.
+            path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', pool)[:60]}-{digest}.json"
+            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RollError(f"pool {pool} is being rolled already, by another process") from None
+            yield cls(path)
+        finally:
+            os.close(lock)
+
+    def read(self) -> Page | None:
+        """What an earlier roll has left behind, if any has."""
+        with _telling("read the journal"):
+            try:
+                with self.path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_uid not in (os.geteuid(), 0):
+                        raise RollError(f"the journal {self.path} is somebody else's: remove it")
+                    content = json.loads(file.read(MOST_BYTES))
+            except FileNotFoundError:
+                return None
+            except (ValueError, RecursionError):
+                content = None
+        page = _page(content)
+        if page is None:
+            raise RollError(f"{self.path} is no journal of this version: begin with --anew")
+        return page
+
+    def write(self, page: Page) -> None:
+        """Keep it, whole or not at all."""
+        content = {"version": VERSION, **dataclasses.asdict(page)}
+        with _telling("keep the journal"):
+            descriptor, temporary = tempfile.mkstemp(prefix="roll.", dir=self.path.parent)  # Of mode 0600.
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(temporary, self.path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+    def remove(self) -> None:
+        """There is nothing to go on with."""
+        with _telling("remove the journal"):
+            self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise RollError(
+            f"cannot {what}: {where}{error.strerror or error}; STATE_DIRECTORY names another place"
+        ) from error
+
+
+_STEPS: Final = {"waiting", "draining", "acting", "checking", "done", "failed", "skipped"}
+
+
+def _page(content: Any) -> Page | None:
+    if not isinstance(content, dict) or content.pop("version", None) != VERSION:
+        return None
+    if content.keys() != {one.name for one in dataclasses.fields(Page)}:
+        return None
+    steps = content["steps"]
+    if not isinstance(steps, dict) or not set(map(str, steps.values())) <= _STEPS:
+        return None
+    return Page(**content)
