@@ -181,6 +181,7 @@ class DirectSpec:
         retry_max: float = 30.0,
         retry_base: float = 0.5,
         stable: float = 10.0,
+        window: float = 5.0,
         fallback: str | None = None,
         tickets: bool = False,
         ticket_key: bytes | None = None,

@@ -218,6 +218,7 @@ def _direct(pool: PoolConfig, ticket_key: bytes | None) -> _core.DirectSpec | No
         retry_max=direct.retry_max,
         retry_base=direct.retry_base,
         stable=direct.stable,
+        window=direct.window,
         fallback=direct.fallback,
         tickets=direct.ticket,
         ticket_key=ticket_key,

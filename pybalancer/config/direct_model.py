@@ -42,6 +42,10 @@ class DirectConfig(Section):
     stable: Duration = Field(
         10.0, description="How long a connection must have stood before its end counts as a first failure."
     )
+    window: Duration = Field(
+        5.0,
+        description="Time over which clients come back whom a Close 1012 or 1013 told to go.",
+    )
     ticket: Truth = Field(
         False, description="Add a signed parameter `ticket` to the URLs, which backends can verify."
     )

@@ -248,7 +248,8 @@ class ListenerConfig(Section):
         None,
         description="In mode `websocket`: WebSocket handshakes per time that reach the backends. What does "
         "not fit waits a little, then gets 503 with Retry-After. Tunnels that stand are not slowed, nor are "
-        "other requests.",
+        "other requests. Clients that a directory or a redirect sends on count too; those are told when to "
+        "come again.",
         examples=["2000/s"],
     )
     handshakes_burst: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(

@@ -39,7 +39,7 @@ impl DirectSpec {
     #[new]
     #[pyo3(signature = (
         *, urls, expires_in=30.0, alternatives=2, retry_min=0.0, retry_max=30.0, retry_base=0.5,
-        stable=10.0, fallback=None, tickets=false, ticket_key=None, ticket_address=true
+        stable=10.0, window=5.0, fallback=None, tickets=false, ticket_key=None, ticket_address=true
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -50,6 +50,7 @@ impl DirectSpec {
         retry_max: f64,
         retry_base: f64,
         stable: f64,
+        window: f64,
         fallback: Option<&str>,
         tickets: bool,
         ticket_key: Option<[u8; 32]>,
@@ -67,6 +68,7 @@ impl DirectSpec {
                     max: duration("retry_max", retry_max)?,
                     base: duration("retry_base", retry_base)?,
                     stable: duration("stable", stable)?,
+                    window: duration("window", window)?,
                 },
                 fallback: fallback.map(url).transpose()?,
                 tickets: ticket_key.map(TicketKey::from_bytes),

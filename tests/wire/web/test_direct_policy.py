@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -263,6 +266,41 @@ async def test_explain_says_what_the_directory_would_answer(nodes: dict[str, Nod
         evil = [*page, ("Origin", "https://evil.example")]
         told = balancer.explain("127.0.0.1:5", path="/listed", headers=evil)
         assert (told["refused"]["status"], told["urls"]) == (403, [])
+
+
+async def test_the_commands_show_it(nodes: dict[str, Node], tmp_path: Path) -> None:
+    nodes["app-1"].load = "0.5"
+    config = configuration(nodes)
+    config["balancer"]["admin"] = f"unix:{tmp_path}/admin.sock"
+    async with Balancer(config, admin=True) as balancer:
+        await until(lambda: backends_of(balancer)["app-1"].load == 0.5)
+        _, content = await thread(Asking(balancer).get, "/x?user=5")
+        assert balancer.admin is not None
+
+        def shown(*command: str) -> str:
+            given = [
+                sys.executable,
+                "-m",
+                "pybalancer",
+                command[0],
+                "--admin",
+                str(balancer.admin),
+                *command[1:],
+            ]
+            environment = {**os.environ, "COLUMNS": "200"}
+            return subprocess.run(given, capture_output=True, text=True, check=True, env=environment).stdout
+
+        page = ("--header", "Connection: close", "--path", "/x?user=5", "192.0.2.1")
+        lines = (await thread(shown, "explain", *page)).splitlines()
+        assert f"→ directory: {content['url']}" in lines
+        assert [f"  or {url}" for url in content["alternatives"]] == [
+            line for line in lines if line.startswith("  or ")
+        ]
+        status = await thread(shown, "status")
+        words = [line.replace("│", " ").split() for line in status.splitlines()]
+        assert ["told", "1", "0", "0"] in words
+        (row,) = (line for line in words if line[:1] == ["app-1"])
+        assert row[-2:] == [str(int(content["backend"] == "app-1")), "0.5"]
 
 
 async def test_the_script_is_served_where_a_directory_is(

@@ -65,6 +65,14 @@ name = "told"
 bind = "127.0.0.1:0"
 mode = "directory"
 pool = "chat"
+[[listeners.routes]]
+path = "/listed"
+pool = "chat"
+origins = ["{ORIGIN}"]
+[[listeners.routes]]
+path = "/sticky"
+pool = "chat"
+key = "sticky"
 [[listeners]]
 name = "paced"
 bind = "127.0.0.1:0"
@@ -97,6 +105,7 @@ RETRY = {
     "max_ms": 30000,
     "base_ms": 500,
     "stable_ms": 10000,
+    "window_ms": 5000,
     "fallback": "wss://www.example.com/chat?user=5",
 }
 

@@ -16,6 +16,8 @@ pub struct Retry {
     pub base: Duration,
     /// How long a connection must have stood before it counts as a success.
     pub stable: Duration,
+    /// Over what time clients spread that are told to go (Close 1012, 1013).
+    pub window: Duration,
 }
 
 /// A client is sent somewhere.
@@ -86,6 +88,7 @@ fn retry(retry: &Retry, fallback: Option<&str>, text: &mut String) {
         ("max_ms", retry.max),
         ("base_ms", retry.base),
         ("stable_ms", retry.stable),
+        ("window_ms", retry.window),
     ] {
         let _ = write!(text, "\"{name}\":{},", span.as_millis());
     }
@@ -124,6 +127,7 @@ mod tests {
         max: Duration::from_secs(30),
         base: Duration::from_millis(500),
         stable: Duration::from_secs(10),
+        window: Duration::from_secs(5),
     };
 
     #[test]
@@ -145,7 +149,8 @@ mod tests {
         assert_eq!(value["expires_in"], 30);
         assert_eq!(value["alternatives"], serde_json::json!(alternatives));
         let retry = serde_json::json!({
-            "min_ms": 0, "max_ms": 30000, "base_ms": 500, "stable_ms": 10000, "fallback": "wss://www/",
+            "min_ms": 0, "max_ms": 30000, "base_ms": 500, "stable_ms": 10000,
+            "window_ms": 5000, "fallback": "wss://www/",
         });
         assert_eq!(value["retry"], retry);
         assert!(!out.contains(&b'<') && !out.contains(&b'&'));

@@ -160,6 +160,7 @@ mod tests {
                 max: Duration::from_secs(30),
                 base: Duration::from_millis(500),
                 stable: Duration::from_secs(10),
+                window: Duration::from_secs(5),
             },
             fallback: None,
             tickets: None,

@@ -394,8 +394,8 @@ impl Worker {
             hash: tunnel.hash,
             entropy,
         };
-        let load = |index: usize| deployed.load_at(index, self.now);
-        let picked = deployed.planned.pool.pick_by(draw, load, &[]);
+        let load = |index: usize| deployed.load(index);
+        let picked = deployed.planned.pool.pick(draw, load, &[]);
         picked.is_some_and(|index| !is_of(deployed, index, entry))
     }
 
