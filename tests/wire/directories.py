@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +31,7 @@ def found(*urls: str, backend: str | None = None, **retry: Any) -> Answer:
 class Directory:
     """``answers`` is asked for each answer. ``asked`` are the requests: path and header fields."""
 
-    def __init__(self, answers: Callable[[], Answer]) -> None:
+    def __init__(self, answers: Callable[[], Answer], context: ssl.SSLContext | None = None) -> None:
         self.answers = answers
         self.asked: list[tuple[str, dict[str, str]]] = []
         owner = self
@@ -51,12 +52,18 @@ class Directory:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.scheme = "http" if context is None else "https"
+        if context is not None:
+            # The handshake is for the thread of the connection.
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/connect?room=7"
+        return f"{self.scheme}://127.0.0.1:{self.server.server_port}/connect?room=7"
 
     def close(self) -> None:
         self.server.shutdown()
@@ -65,8 +72,8 @@ class Directory:
 
 
 @contextlib.contextmanager
-def directory(answers: Callable[[], Answer]) -> Iterator[Directory]:
-    running = Directory(answers)
+def directory(answers: Callable[[], Answer], context: ssl.SSLContext | None = None) -> Iterator[Directory]:
+    running = Directory(answers, context)
     try:
         yield running
     finally:
