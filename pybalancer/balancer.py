@@ -25,6 +25,7 @@ from pybalancer.errors import (
     PybalancerError,
     StartError,
     UpgradeError,
+    leaves,
     plain,
 )
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
@@ -141,7 +142,7 @@ class Balancer(Operations):
         try:
             return bool(await self._stack.__aexit__(kind, error, trace))
         except BaseExceptionGroup as group:
-            if error is not None and _leaves(group) == _leaves(error):
+            if error is not None and leaves(group) == leaves(error):
                 return False
             only = plain(group)
             raise only from only.__cause__
@@ -572,10 +573,3 @@ def _nothing() -> None:
 def _essence(health: Mapping[Key, BackendHealth]) -> dict[Key, tuple[bool, float]]:
     """As much of the backends' health as a plan is made from."""
     return {key: (known.up, known.ramp) for key, known in health.items()}
-
-
-def _leaves(error: BaseException) -> list[int]:
-    """The errors of nested groups, by identity: trio makes groups anew that it has looked through."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [id(error)]
