@@ -230,10 +230,12 @@ def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, jso
     for column in ("backend", "now"):
         table.add_column(column)
     table.add_column("tunnels", justify="right")
-    table.add_column("command")
-    for row in planned(order, commands, seen):
+    for row in planned(order, seen):
         table.add_row(*row)
     console.print(table)
+    for name in order:
+        if not seen[name].draining:
+            print(f"{name}: {commands[name]}")
     for name in order:
         short = shortfall(seen[name].tunnels, over=terms.over, deadline=terms.deadline, rate=terms.rate)
         warn([f"{name}: {short}"] if short and not seen[name].draining else [])

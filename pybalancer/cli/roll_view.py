@@ -121,13 +121,11 @@ def complain(lines: list[str]) -> None:
         pass
 
 
-def planned(order: list[str], commands: Mapping[str, str], backends: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of a dry run: backend, state, tunnels, command."""
+def planned(order: list[str], backends: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a dry run: backend, state, tunnels."""
     rows = []
     for name in order:
         seen = backends[name]
-        health = ("up" if seen.up else f"down: {seen.reason}") + (
-            ", drained: skipped" if seen.draining else ""
-        )
-        rows.append([name, health, f"{seen.tunnels:,}", "" if seen.draining else commands[name]])
+        health = "up" if seen.up else f"down: {seen.reason}"
+        rows.append([name, health + (", drained: skipped" if seen.draining else ""), f"{seen.tunnels:,}"])
     return rows
