@@ -318,6 +318,9 @@ class Drain:
     @property
     def code(self) -> int: ...
     @property
+    def counts_only(self) -> bool:
+        """A dry run of a shed: nobody is told to go."""
+    @property
     def state(self) -> Literal["running", "done", "cancelled"]: ...
 
 @final

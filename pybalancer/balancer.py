@@ -30,8 +30,10 @@ from pybalancer.errors import (
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
 from pybalancer.operations import Operations
 from pybalancer.policy.coalesce import Coalescer
+from pybalancer.policy.draining import hurry
 from pybalancer.policy.health import BackendHealth, apply_panic, unknown
 from pybalancer.status import LastReload, ReloadResult, Status, UpgradeResult
+from pybalancer.targets import Target
 from pybalancer.tasks import events, rebalance
 from pybalancer.tasks.health import HealthWatcher
 from pybalancer.tasks.logs import RecordWriter
@@ -58,6 +60,9 @@ RETRY: Final = 1.0
 
 LEAVING: Final = 0.75
 """Part of the grace in which all are told to go: the last of them must have time to answer, too."""
+
+MARGIN: Final = 60.0
+"""Seconds: more than it takes to stop once the grace is over."""
 
 
 class Balancer(Operations):
@@ -269,14 +274,21 @@ class Balancer(Operations):
 
     async def drain_and_stop(self, grace: float) -> int:
         """As ``stop``, and drain meanwhile: all tunnels are told to go within three quarters of the grace,
-        with Close 1012; how many were cut or aborted at its end."""
+        WebSockets by Close 1012. How many were aborted at its end.
+
+        All of them, however fast that is: who is not told in time is cut with all the others at once. If
+        that is faster than their handshakes are let in elsewhere, a warning says which grace would do.
+        """
         engine = self._live()
         self._stopping = True
+        over, rate = LEAVING * grace, self._terms(Target(), {}).rate
+        if hasty := hurry(engine.active(), over=over, rate=rate):
+            _log.warning("%s; a grace of %.0f s would do", hasty, engine.active() / rate / LEAVING + 1)
         engine.stop_accepting()
-        number = engine.drain(over=LEAVING * grace, deadline=grace, code=1012)
+        # The end of the grace is what ends those that are left; no deadline comes before it.
+        engine.drain(over=over, deadline=grace + MARGIN, code=1012)
         self._drain_watcher.stir()
-        aborted = await self.stop(grace)
-        return aborted + sum(drain.cut for drain in self._drains() if drain.id == number)
+        return await self.stop(grace)
 
     async def wait_closed(self) -> None:
         """Wait until ``stop`` has ended."""

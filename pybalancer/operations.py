@@ -141,6 +141,8 @@ class Operations:
     ) -> DrainResult:
         """Take it back: its drain stops at once, and it gets new tunnels again. Named as for ``drain``.
 
+        A shed of its pool stops, too, whole: what is surplus changes with it.
+
         A backend whose drain had ended is brought to its share over ``slow_start`` seconds, by default
         those of its pool; it has nothing, so it would get everything.
         """
@@ -154,10 +156,12 @@ class Operations:
             stopped = [each for each in self._drains() if _concerns(each, target)]
             for each in stopped:
                 engine.cancel_drain(each.id)
-                self._go_on_with_others(each, target)
+                if each.kind != "shed":
+                    self._go_on_with_others(each, target)
             before = self._draining
             after = before.without(keys, target.listeners(self._config))
-            under_way = {(each.pool, part.backend) for each in stopped for part in each.parts}
+            drains = [each for each in stopped if each.kind != "shed"]
+            under_way = {(each.pool, part.backend) for each in drains for part in each.parts}
             for key in keys & before.backends:
                 seconds = self._config.pools[key[0]].slow_start if slow_start is None else slow_start
                 if slow_start is not None or (seconds and key not in under_way):
@@ -261,7 +265,9 @@ class Operations:
             drain.rate,
         )
         if target.backend is not None:
-            others = [part.backend for part in drain.parts if part.backend != target.backend]
+            # A reload may have removed one of them meanwhile.
+            known = {name for _, name in Target(pool=drain.pool).backends(self._config)} - {target.backend}
+            others = [part.backend for part in drain.parts if part.backend in known]
             if others:
                 self._begin(Target(pool=drain.pool), terms, others)
         elif target.listener is not None and drain.listener is None:
@@ -311,11 +317,12 @@ class Operations:
         What a backend has above ``to_skew`` times its fair share is surplus. In a pool that hashes only
         those are closed that the table would place elsewhere now. At most ``rate`` per second go: by
         default as the pool's ``rebalance`` or ``drain`` says, else as many as end within its drain time.
-        ``dry_run`` counts only.
+        ``dry_run`` counts only. A shed of this pool that is under way gives way to a new one.
 
         Raises TargetError, ValueError, and DrainError for a sticky pool, whose clients come back to the
         backend that they had.
         """
+        self._live()
         target = targets.choose(self._config, pool=pool)
         section = self._config.pools[pool]
         if not to_skew >= 1:
@@ -325,6 +332,10 @@ class Operations:
         loads = self.loads(pool)
         surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
         skew = rebalance.skew(loads)
+        if not dry_run:
+            for each in self._drains():
+                if each.state == "running" and each.kind == "shed" and each.pool == pool:
+                    self._live().cancel_drain(each.id)
         if not surplus:
             return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
         if rate is None:
@@ -520,11 +531,12 @@ def _is(drain: DrainStatus, target: Target, backends: Sequence[Key]) -> bool:
 
 def _concerns(drain: DrainStatus, target: Target) -> bool:
     """Whether it runs, and undraining this stops it or a part of it."""
-    if drain.state != "running" or drain.kind not in ("drain", "down"):
+    if drain.state != "running" or drain.kind not in ("drain", "down", "shed"):
         return False
     if target.everything:
         return True
     if target.listener is not None:
         return drain.listener == target.listener or (drain.listener is None and drain.pool is None)
     names = {part.backend for part in drain.parts}
-    return drain.pool == target.pool and (target.backend is None or target.backend in names)
+    whole = target.backend is None or drain.kind == "shed"
+    return drain.pool == target.pool and (whole or target.backend in names)

@@ -154,7 +154,7 @@ def acting(
         except trio.TooSlowError as error:
             raise Failed(f"the action took over {timeout:g} s") from error
         except Exception as error:
-            raise Failed(f"the action failed: {error or type(error).__name__}") from error
+            raise Failed(f"the action failed: {str(error) or type(error).__name__}") from error
         return ""
 
     return act
@@ -164,7 +164,12 @@ async def _call(action: Callable[[str], object], name: str) -> None:
     if inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(getattr(action, "__call__", None)):  # noqa: B004
         await action(name)  # type: ignore[misc]
         return
-    # It may block, as subprocess.run does; and it may be a lambda that gives a coroutine.
-    result = await trio.to_thread.run_sync(action, name, abandon_on_cancel=True)
+
+    def call() -> list[object]:
+        # A lambda may give a coroutine; trio would refuse it as the result of a thread.
+        return [action(name)]
+
+    # It may block, as subprocess.run does.
+    (result,) = await trio.to_thread.run_sync(call, abandon_on_cancel=True)
     if inspect.isawaitable(result):
         await result

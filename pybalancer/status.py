@@ -335,8 +335,9 @@ def workers(stats: Stats) -> list[WorkerStatus]:
 
 
 def drains(engine: Engine) -> list[DrainStatus]:
-    """Those that run and those that have just ended, oldest first."""
-    return [drain_status(drain) for drain in sorted(engine.drains(), key=lambda drain: drain.id)]
+    """Those that run and those that have just ended, oldest first; without those that only count."""
+    found = sorted(engine.drains(), key=lambda drain: drain.id)
+    return [drain_status(drain) for drain in found if not drain.counts_only]
 
 
 def drain_status(drain: Drain) -> DrainStatus:

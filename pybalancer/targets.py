@@ -103,7 +103,8 @@ def _one(found: list[Target], config: Config, kind: str, name: str) -> Target:
     if len(found) == 1:
         return found[0]
     if found:
-        ways = ", ".join(said(target) for target in found)
+        # Not by the very words that were not enough.
+        ways = ", ".join(said(target, exact=said(target) == name) for target in found)
         raise TargetError(f"{name!r} may be one of several; say which: {ways}")
     known: list[str] = []
     if "backend" in kind:
@@ -115,13 +116,15 @@ def _one(found: list[Target], config: Config, kind: str, name: str) -> Target:
     raise _unknown(kind, name, known)
 
 
-def said(target: Target) -> str:
-    """As an option of the command line."""
+def said(target: Target, *, exact: bool = False) -> str:
+    """As the command line takes it. ``exact``: in a way that means nothing else, whatever the names."""
     if target.listener is not None:
         return f"--listener {target.listener}"
     if target.pool is None:
         return "--all"
-    return f"{target.pool}/{target.backend}" if target.backend is not None else f"--pool {target.pool}"
+    if target.backend is None or exact:
+        return f"--pool {target.pool}" + ("" if target.backend is None else f" --backend {target.backend}")
+    return f"{target.pool}/{target.backend}"
 
 
 MOST_NAMES = 20

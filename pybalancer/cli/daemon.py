@@ -175,9 +175,12 @@ async def _stop(balancer: Served, grace: float) -> None:
     await balancer.give_up_upgrade()
     if balancer.replaced_by is None:
         notify("STOPPING=1")
-    if grace and (live := balancer.status().active):
-        _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
-    aborted = await balancer.stop(grace)
+    if not grace:
+        aborted = await balancer.stop()
+    else:
+        if live := balancer.status().active:
+            _log.info("stopping: %d tunnels have %g s to end; a second signal ends them at once", live, grace)
+        aborted = await balancer.drain_and_stop(grace)
     if aborted:
         _log.warning("%d tunnels were aborted", aborted)
 

@@ -123,7 +123,9 @@ class BalancerConfig(Section):
     )
     watch: Truth = Field(False, description="Reload when the file changes (its directory is watched).")
     grace: Duration = Field(
-        10.0, description="How long TERM lets live tunnels go on before they are aborted."
+        10.0,
+        description="Time that TERM takes: live tunnels are told to go over three quarters of it, and "
+        "aborted at its end.",
     )
 
 
@@ -396,8 +398,9 @@ class DrainConfig(Section):
     )
     rate: Rate | None = Field(
         None,
-        description="Tunnels that are told to go per time at most, however many there are. Default: the "
-        "smallest `handshakes` of the listeners that lead here, so that all may come back; else no bound.",
+        description="Tunnels of the pool that are told to go per time at most, however many there are, and "
+        "by however many drains at once. Default: the smallest `handshakes` of the listeners that lead "
+        "here, so that all may come back; else no bound.",
         examples=["500/s"],
     )
 

@@ -141,6 +141,9 @@ async def _act(way: Way, count: int, clients: int, tell: Callable[[str], None]) 
             nursery.start_soon(talkers.run, min(ARRIVALS, 0.9 * cap * 4))
             if await _missing(ledger):
                 raise PybalancerError(f"the clients did not get in: {dict(ledger.chapter.refused)}")
+            if way != "restart":
+                # From now on who comes in comes back: no faster than this, however they bunch.
+                await balancer.reload(_configuration(way, servers, clients, cap, handshakes=cap))
             chapter = ledger.begin(way, trio.current_time())
             await _restart_all(way, balancer, servers, cap, tell)
             seconds = trio.current_time() - chapter.began
@@ -191,7 +194,9 @@ async def _restart_all(
     await balancer.shed(POOL, SHED_TO, rate=PACE * cap)
 
 
-def _configuration(way: Way, servers: list[DemoBackend], clients: int, cap: float) -> dict[str, Any]:
+def _configuration(
+    way: Way, servers: list[DemoBackend], clients: int, cap: float, *, handshakes: float = 0.0
+) -> dict[str, Any]:
     rate = PACE * cap
     share = clients / len(servers)
     return {
@@ -204,6 +209,7 @@ def _configuration(way: Way, servers: list[DemoBackend], clients: int, cap: floa
                 "mode": "websocket",
                 "pool": POOL,
                 **({"reattach": "replay"} if way == "reattach" else {}),
+                **({"handshakes": f"{handshakes:g}/s", "handshakes_burst": 1} if handshakes else {}),
             }
         ],
         "pools": {

@@ -118,3 +118,11 @@ def shortfall(tunnels: int, *, over: float, deadline: float, rate: float) -> str
     if cut > 0:
         return f"{cut:,} of {tunnels:,} will be cut: {rate:,.6g}/s for {deadline:g} s"
     return f"{tunnels:,} at {rate:,.6g}/s take {tunnels / rate:.0f} s, more than the {over:g} s asked for"
+
+
+def hurry(tunnels: int, *, over: float, rate: float) -> str | None:
+    """That so many are told to go faster than ``rate`` (0: any) in ``over`` seconds, if so."""
+    pace = tunnels / over if over > 0 else float(tunnels)
+    if rate <= 0 or pace <= rate:
+        return None
+    return f"{tunnels:,} tunnels in {over:g} s are {pace:,.6g}/s, more than the {rate:,.6g}/s that come back"

@@ -182,6 +182,8 @@ class Roll:
 
     def acted(self, name: str, now: float, error: str | None = None) -> None:
         """What ``act`` ordered has ended, with an error or without."""
+        if self._turns[name].step != "acting":
+            return  # It had failed meanwhile for another reason, and stays so.
         if error is None:
             self._move(name, "checking", now)
         else:

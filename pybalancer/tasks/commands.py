@@ -15,6 +15,8 @@ from typing import Final
 
 import trio
 
+from pybalancer.errors import plain
+
 MOST_OUTPUT: Final = 64 * 1024
 """Bytes of a command's output that are kept, its last ones."""
 
@@ -79,7 +81,10 @@ class Command:
         try:
             with trio.move_on_after(timeout) as scope:
                 code = await _run(arguments, environment, output)
-        except OSError as error:
+        except BaseExceptionGroup as group:
+            error = plain(group)
+            if not isinstance(error, OSError):
+                raise
             raise CommandError(f"{shlex.join(arguments)}: {error.strerror or error}") from error
         if scope.cancelled_caught:
             raise CommandError(f"{shlex.join(arguments)}: ended, for it took over {timeout:g} s", output.text)

@@ -97,6 +97,13 @@ class Served(Balancer):
         self._watcher.update(config, addresses)
         self._watcher.begin_down({(pool, name): (where, why) for pool, name, where, why in down})
         self._addresses = addresses
+        if (draining := self._predecessor.state.get("draining")) is not None:
+            try:
+                self.restore(draining)
+            except ValueError as error:
+                raise UpgradeError(f"what is drained cannot be taken over: {error}") from error
+            # Its own file may have other names than the one that the old process has read.
+            self._draining = self._draining.among(addresses, {one.name for one in config.listeners})
 
     async def _before_service(self) -> None:
         if self._predecessor is None:
@@ -221,7 +228,7 @@ class Served(Balancer):
             for (pool, name), health in self._watcher.snapshot().items()
             if not health.up and (pool, name) in self._addresses
         ]
-        return {"down": down}
+        return {"down": down, "draining": self.snapshot()}
 
     def _remove_stats_of(self, successor: Successor) -> None:
         path = self._config.balancer.stats

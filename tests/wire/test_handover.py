@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,3 +310,57 @@ def test_a_full_table_refuses_and_nothing_is_lost() -> None:
             new.engine.close()
         assert new.old.thaw() == 40
         assert all(echoes(client) for client in clients)
+
+
+@pytest.mark.parametrize("how", ["drain", "shed"])
+def test_who_was_to_go_when_nothing_came_of_it_goes(how: str) -> None:
+    """A drain whose deadline passes while its tunnels are frozen cuts them; a shed takes what it should."""
+    with server() as backend, proxy([backend], pool={"policy": "least-connections"}) as old:
+        clients = [connect(old.address) for _ in range(8)]
+        assert all(echoes(client) for client in clients)
+        if how == "drain":
+            old.engine.drain(pool="pool", over=0.0, deadline=0.3, rate=0.001)
+        else:
+            old.engine.shed("pool", [("b0", 3)], rate=50.0)
+        with successor(old) as new:
+            sent = new.receive()
+            assert sent >= 5
+            until(lambda: old.engine.drains()[0].age > 0.5)
+            new.engine.close()
+            assert new.old.thaw() == sent
+        wanted = 8 if how == "drain" else 3
+        until(lambda: old.engine.active() == 8 - wanted or gone(clients) == wanted, "their end")
+        told = until(
+            lambda: old.engine.drains()[0].state == "done" and old.engine.drains()[0], "the end of it"
+        )
+        assert told.closed + told.cut == wanted
+
+
+def gone(clients: list[socket.socket]) -> int:
+    """How many have had their end."""
+    count = 0
+    for client in clients:
+        with contextlib.suppress(BlockingIOError):
+            client.setblocking(False)
+            try:
+                count += client.recv(1, socket.MSG_PEEK) == b""
+            except ConnectionResetError:
+                count += 1
+    return count
+
+
+def test_what_came_while_a_tunnel_stood_still_came_in_time() -> None:
+    """Its idle timeout was over meanwhile, but so was the silence."""
+    with server() as backend, proxy([backend], pool={"idle_timeout": 0.5}) as old:
+        clients = [connect(old.address) for _ in range(20)]
+        assert all(echoes(client) for client in clients)
+        with successor(old) as new:
+            assert new.receive() == 20
+            frozen = time.monotonic()
+            for client in clients:
+                client.sendall(b"hello")
+            until(lambda: time.monotonic() - frozen > 0.7)
+            assert new.hand.activate() == 20
+            new.leaving = threading.Thread(target=new.old.let_go, args=([0], 10.0))
+            new.leaving.start()
+            assert all(read_exactly(client, 5) == b"hello" for client in clients)

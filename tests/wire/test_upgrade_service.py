@@ -139,6 +139,31 @@ address = "127.0.0.1:{silent.getsockname()[1]}"
             assert states() == {"app-1": "up", "app-2": "down"}
 
 
+def test_what_is_drained_stays_drained(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "pybalancer.toml"
+    with server() as first, server() as second:
+        text = '[[listeners]]\nname = "public"\nbind = "127.0.0.1:0"\npool = "chat"\n'
+        for name, backend in (("app-1", first), ("app-2", second)):
+            text += f'[[pools.chat.backends]]\nname = "{name}"\naddress = "{backend.address}"\n'
+        file.write_text(text)
+
+        def draining() -> dict[str, bool]:
+            (pool,) = running.status()["pools"]
+            return {each["name"]: each["draining"] for each in pool["backends"]}
+
+        with upgrading(environment, tmp_path, file) as running:
+            asked = running.serving.ask("drain", "app-1", "--over", "0s")
+            assert asked.returncode == 0, asked.stderr
+            running.upgrade()
+            assert draining() == {"app-1": True, "app-2": False}
+            before = second.served
+            assert all(served(running.address) for _ in range(10))
+            assert (first.served, second.served - before) == (0, 10)
+            assert running.serving.ask("undrain", "app-1").returncode == 0
+            running.upgrade()
+            assert draining() == {"app-1": False, "app-2": False}
+
+
 def test_the_pid_file_and_statistics_follow(environment: dict[str, str], tmp_path: Path) -> None:
     file, pid, stats = (tmp_path / name for name in ("pybalancer.toml", "pid", "stats"))
     with server() as backend:
@@ -289,7 +314,7 @@ def test_frames_are_followed_across_processes(environment: dict[str, str], tmp_p
             running.serving.line("1 tunnels? ha")
             client.sendall(whole[600:])
             assert read_exactly(client, 404) == whole[600:]
-            assert read_exactly(client, 4) == bytes([0x80 | CLOSE, 2, 0x03, 0xE9])
+            assert read_exactly(client, 4) == bytes([0x80 | CLOSE, 2, 0x03, 0xF4])
 
 
 def test_limits_of_messages_hold_across_processes(environment: dict[str, str], tmp_path: Path) -> None:

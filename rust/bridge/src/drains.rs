@@ -24,6 +24,7 @@ pub struct Drain {
     deadline: f64,
     rate: f64,
     code: u16,
+    counts_only: bool,
     state: &'static str,
 }
 
@@ -92,6 +93,7 @@ impl From<DrainProgress> for Drain {
             deadline: order.terms.deadline.as_secs_f64(),
             rate: order.terms.rate,
             code: order.terms.code,
+            counts_only: order.counts_only,
             state: match state {
                 State::Running => "running",
                 State::Done => "done",

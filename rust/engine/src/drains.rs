@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pybalancer_core::drain::{Pace, Terms};
 use pybalancer_core::record::Reason;
@@ -59,6 +60,44 @@ pub struct Asked<'a> {
     pub wanted: &'a [u32],
     /// Of a shed: whether they are only counted.
     pub counts_only: bool,
+    /// What all orders of its pool keep to together, per second; 0: nothing. One that was given a higher rate
+    /// of its own is none of them.
+    pub cap: f64,
+}
+
+/// What several orders keep to together.
+struct Cap {
+    pace: Pace,
+    next: Arc<AtomicU64>,
+}
+
+impl Cap {
+    fn of(scope: &Scope, rate: f64, cap: f64) -> Option<Cap> {
+        let Scope::Backends(entries) = scope else {
+            return None;
+        };
+        let next = Arc::clone(&entries.first()?.told);
+        let pace = Pace::new(1, Duration::ZERO, cap);
+        (rate > 0.0 && rate <= cap).then_some(Cap { pace, next })
+    }
+
+    /// Whether it has room now; else when.
+    fn room(&self, now: Tick) -> Result<(), Tick> {
+        let next = self.next.load(Ordering::Relaxed);
+        self.pace.admit(next, now, 0).map(drop)
+    }
+}
+
+/// Take what is due at `next`, by `pace`; else when to ask again.
+fn take(next: &AtomicU64, pace: &Pace, now: Tick, draw: u64) -> Result<(), Tick> {
+    let mut due = next.load(Ordering::Relaxed);
+    loop {
+        let after = pace.admit(due, now, draw)?;
+        match next.compare_exchange_weak(due, after, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return Ok(()),
+            Err(newer) => due = newer,
+        }
+    }
 }
 
 /// One drain or shed.
@@ -83,6 +122,7 @@ pub struct Order {
     pub found: Vec<u64>,
     pace: Pace,
     next: AtomicU64,
+    cap: Option<Cap>,
     /// Tunnels told in time.
     pub closed: AtomicU64,
     /// Tunnels ended at the deadline.
@@ -117,6 +157,7 @@ impl Order {
             terms,
             wanted,
             counts_only,
+            cap,
         } = asked;
         let total = match &scope {
             _ if kind == Kind::Shed => wanted.iter().copied().map(u64::from).sum(),
@@ -139,6 +180,7 @@ impl Order {
             counts_only,
             total,
             found: scope.loads(),
+            cap: Cap::of(&scope, terms.rate, cap),
             scope,
             next: AtomicU64::new(pace.first(now, draw)),
             pace,
@@ -180,19 +222,13 @@ impl Order {
 
     /// Whether one more may be told to go now; else when to ask again.
     pub fn admit(&self, now: Tick, draw: u64) -> Result<(), Tick> {
-        let mut next = self.next.load(Ordering::Relaxed);
-        loop {
-            let after = self.pace.admit(next, now, draw)?;
-            match (self.next).compare_exchange_weak(
-                next,
-                after,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(newer) => next = newer,
-            }
-        }
+        let Some(cap) = &self.cap else {
+            return take(&self.next, &self.pace, now, draw);
+        };
+        // First, so that its own turn is not spent in vain.
+        cap.room(now)?;
+        take(&self.next, &self.pace, now, draw)?;
+        take(&cap.next, &cap.pace, now, 0)
     }
 
     /// When what is left is cut; None for a shed, which cuts nothing.

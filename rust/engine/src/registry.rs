@@ -60,6 +60,8 @@ pub struct BackendEntry {
     pub name: Arc<str>,
     /// Where it is.
     pub endpoint: Endpoint,
+    /// When the next tunnel of its pool may be told to go, by any drain that keeps to the pool's cap.
+    pub told: Arc<AtomicU64>,
     slot: Slot,
     fate: AtomicU8,
 }
@@ -211,6 +213,7 @@ pub struct Registry {
     backends: HashMap<BackendName, Weak<BackendEntry>>,
     listeners: HashMap<Arc<str>, Weak<ListenerEntry>>,
     turns: HashMap<Arc<str>, Weak<AtomicU64>>,
+    told: HashMap<Arc<str>, Weak<AtomicU64>>,
 }
 
 impl Registry {
@@ -224,6 +227,7 @@ impl Registry {
             backends: HashMap::new(),
             listeners: HashMap::new(),
             turns: HashMap::new(),
+            told: HashMap::new(),
         }
     }
 
@@ -232,6 +236,7 @@ impl Registry {
         self.backends.retain(|_, entry| entry.strong_count() > 0);
         self.listeners.retain(|_, entry| entry.strong_count() > 0);
         self.turns.retain(|_, turn| turn.strong_count() > 0);
+        self.told.retain(|_, told| told.strong_count() > 0);
     }
 
     /// The entry of a backend; None if there are too many.
@@ -247,10 +252,12 @@ impl Registry {
             return Some(entry);
         }
         let slot = self.slot(Kind::Backend, generation, pool, name, &endpoint.to_string())?;
+        let told = shared(&mut self.told, pool);
         let entry = Arc::new(BackendEntry {
             pool: Arc::clone(pool),
             name: Arc::clone(name),
             endpoint: endpoint.clone(),
+            told,
             slot,
             fate: AtomicU8::new(Fate::Keep as u8),
         });
@@ -303,12 +310,7 @@ impl Registry {
 
     /// The running count behind a pool's round-robin.
     pub fn turn(&mut self, pool: &Arc<str>) -> Arc<AtomicU64> {
-        let kept = self.turns.get(pool).and_then(Weak::upgrade);
-        kept.unwrap_or_else(|| {
-            let turn = Arc::new(AtomicU64::new(0));
-            self.turns.insert(Arc::clone(pool), Arc::downgrade(&turn));
-            turn
-        })
+        shared(&mut self.turns, pool)
     }
 
     fn slot(
@@ -332,6 +334,16 @@ impl Registry {
             free: Arc::clone(&self.free),
         })
     }
+}
+
+/// The one number of this pool.
+fn shared(all: &mut HashMap<Arc<str>, Weak<AtomicU64>>, pool: &Arc<str>) -> Arc<AtomicU64> {
+    let kept = all.get(pool).and_then(Weak::upgrade);
+    kept.unwrap_or_else(|| {
+        let fresh = Arc::new(AtomicU64::new(0));
+        all.insert(Arc::clone(pool), Arc::downgrade(&fresh));
+        fresh
+    })
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ def test_the_page_of_a_stranger_gets_no_websocket(page: Page) -> None:
     opened(page)
 
 
-def test_a_page_sees_1001_when_the_balancer_ends(
+def test_a_page_sees_1012_when_the_balancer_ends(
     server: Backend, playwright: Playwright, tmp_path: Path
 ) -> None:
     with behind(tmp_path, {"page": [server]}, balancer='grace = "1s"') as front:
@@ -212,5 +212,5 @@ def test_a_page_sees_1001_when_the_balancer_ends(
             number = opened(page)
             front.serving.signal(signal.SIGTERM)
             end = closed(page, number)
-            assert (end["code"], end["wasClean"]) == (1001, True)
+            assert (end["code"], end["wasClean"]) == (1012, True)
             assert front.serving.wait() == 0

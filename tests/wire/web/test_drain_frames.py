@@ -17,6 +17,7 @@ from ..net import until
 from .ends import Ends, Held, WebProxy, is_echoed, tunnel, web_proxy
 from .frames import BINARY, TEXT, close, frame, header, read_frame
 from .messages import handshake
+from .movers import arrives
 from .recorder import Recorder, switch
 from .site import Client
 
@@ -303,3 +304,42 @@ def test_what_makes_no_sense_is_refused(backend: Held) -> None:
             with pytest.raises(PlanError):
                 balancer.engine.drain(**{"over": 0.0, "deadline": 1.0, **wrong})
         assert balancer.engine.drains() == []
+
+
+@pytest.mark.parametrize("how", ["down", "removed", "orders"])
+def test_several_backends_of_a_pool_keep_to_its_cap_together(how: str) -> None:
+    """Whether a plan drains them or somebody asks: for those who come back it is one pool."""
+    pool = {"on_down": "drain", "on_remove": "drain", "drain_over": 0.0, "drain_rate": 25.0}
+    with contextlib.ExitStack() as stack:
+        backends = [stack.enter_context(Held()) for _ in range(4)]
+        balancer = stack.enter_context(web_proxy(backends, workers=2, pool={**pool, "policy": "round-robin"}))
+        pairs = []
+        for _ in range(40):
+            client = stack.enter_context(Client(balancer.address, handshake()))
+            at, backend, head = arrives(backends)
+            backend.socket.sendall(switch(head.get("sec-websocket-key") or "").encode())
+            assert client.head()
+            pairs.append((at, client, backend))
+        going = {client.socket: client for at, client, _ in pairs if at}
+        assert len(going) == 30
+        began = time.monotonic()
+        if how == "down":
+            balancer.apply(b1="down", b2="down", b3="down")
+        elif how == "removed":
+            balancer.backends = backends[:1]
+            balancer.apply()
+        else:
+            for name in ("b1", "b2", "b3"):
+                balancer.engine.drain(pool="pool", backends=[name], over=0.0, deadline=LONG, rate=25.0)
+        told = []
+        while going:
+            ready, _, _ = select.select(list(going), [], [], LONG)
+            for one in ready:
+                told.append(time.monotonic() - began)
+                assert read_frame(going.pop(one)).code == 1012
+            if len(told) == 15:
+                # Nobody waits until the others have ended.
+                assert all(drain.closed > 1 for drain in balancer.engine.drains())
+        # As above; and a worker that woke late may make up for up to 10 ms.
+        for count, at in enumerate(told):
+            assert at > count / 25.0 - 0.011, told

@@ -248,7 +248,7 @@ def test_a_client_that_closes_meanwhile_is_answered(code: int | None) -> None:
         at = mover.at
         mover.backend.socket.close()
         mover.asked_again()
-        mover.client.send(frame(TEXT, b"lost", masked=True) + close(code, masked=True))
+        mover.client.send(close(code, masked=True))
         found = mover.reads()
         assert found.opcode == CLOSE
         assert found.payload == (b"" if code is None else code.to_bytes(2))

@@ -31,10 +31,13 @@ def done(balancer: WebProxy, id: int) -> Drain:
 
 
 def drain(balancer: WebProxy, mover: Mover, **terms: Any) -> int:
-    """That mover's backend."""
+    """That mover's backend; the worker has heard of it."""
     balancer.apply(**{f"b{mover.at}": "draining"})
     backends = [f"b{mover.at}"]
-    return balancer.engine.drain(pool="pool", backends=backends, **{"over": 0.0, "deadline": LONG, **terms})
+    id = balancer.engine.drain(pool="pool", backends=backends, **{"over": 0.0, "deadline": LONG, **terms})
+    # It takes its orders one after the other, and this one is waited for.
+    balancer.apply(**{f"b{mover.at}": "draining"})
+    return id
 
 
 def goes(mover: Mover, code: int = 1001) -> None:
@@ -70,7 +73,7 @@ def test_what_both_say_around_the_move_arrives_once_and_in_order() -> None:
         mover.backend.socket.sendall(frame(BINARY, b"begun ", fin=False, masked=False))
         assert mover.reads().payload == b"begun "
         id = drain(balancer, mover)
-        until(lambda: order(balancer, id).state == "running")
+        assert order(balancer, id).state == "running"
         mover.client.send(frame(CONTINUATION, b"end", masked=True) + frame(TEXT, b"two", masked=True))
         assert read_frame(mover.backend).payload == b"end"
         mover.backend.socket.sendall(frame(CONTINUATION, b"ended", masked=False))
@@ -91,7 +94,7 @@ def test_a_backend_that_answers_late_is_heard_before_it_is_asked_to_go() -> None
         mover.client.send(frame(TEXT, b"question", masked=True))
         assert mover.hears() == b"question"
         id = drain(balancer, mover)
-        until(lambda: order(balancer, id).state == "running")
+        assert order(balancer, id).state == "running"
         mover.backend.socket.setblocking(False)
         with pytest.raises(BlockingIOError):
             # The Close comes when nothing has passed for a while.
@@ -118,7 +121,7 @@ def test_a_backend_in_the_middle_of_its_message_is_waited_for() -> None:
         mover.backend.socket.sendall(whole[:4500])
         assert b"".join(mover.client.length(4500)) == whole[:4500]
         id = drain(balancer, mover)
-        until(lambda: order(balancer, id).state == "running")
+        assert order(balancer, id).state == "running"
         mover.backend.socket.sendall(whole[4500:])
         assert b"".join(mover.client.length(len(whole) - 4500)) == whole[4500:]
         goes(mover)

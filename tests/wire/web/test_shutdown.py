@@ -1,4 +1,4 @@
-"""TERM: who is still there when the grace is over is told so in the WebSocket's own language."""
+"""TERM: everybody is told to go during the grace, in the WebSocket's own language."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..test_past_64k import metrics
 from .ends import Ends, Held
 from .frames import BINARY, CLOSE, CONTINUATION, TEXT, close, frame, read_frame
 
+SERVICE_RESTART = 1012
 GOING_AWAY = 1001
 BIG = random.Random(8).randbytes(8 << 20)
 
@@ -65,14 +66,14 @@ def records(serving: Serving) -> dict[str, dict[str, Any]]:
     return {line["client"]: line for line in lines}
 
 
-def told(ends: Ends) -> None:
+def told(ends: Ends, code: int = SERVICE_RESTART) -> None:
     """The client gets a Close next, answers, and both have an orderly end."""
     found = read_frame(ends.client)
-    assert (found.opcode, found.code, found.masked) == (CLOSE, GOING_AWAY, False)
-    answer = close(GOING_AWAY, masked=True)
+    assert (found.opcode, found.code, found.masked) == (CLOSE, code, False)
+    answer = close(code, masked=True)
     ends.client.send(answer)
     assert b"".join(ends.backend.length(len(answer))) == answer
-    ends.backend.socket.sendall(close(GOING_AWAY, masked=False))
+    ends.backend.socket.sendall(close(code, masked=False))
     assert ends.backend.rest() == b""
     ends.backend.socket.close()
     assert ends.client.rest() == b"", "nothing comes after Close"
@@ -164,23 +165,24 @@ class Fragmented(Resting):
 STATES = (Resting, Downloading, Waiting, Uploading, Fragmented)
 
 
-def test_everybody_gets_close_1001_at_a_frame_boundary_and_answers(start: Start, backend: Held) -> None:
-    serving = start(grace="0.1s")
+def test_everybody_gets_close_1012_at_a_frame_boundary_and_answers(start: Start, backend: Held) -> None:
+    serving = start(grace="2s")
     with ExitStack() as stack:
         tunnels = [
             state(stack.enter_context(Ends(address(serving), backend))) for _ in range(2) for state in STATES
         ]
         clients = {tunnel.ends.name for tunnel in tunnels}
         serving.signal(signal.SIGTERM)
-        # A resting one first: once it is told, all have been.
+        # One after the other is told, over three quarters of that.
+        until(lambda: [drain["closed"] for drain in serving.status()["drains"]] == [len(tunnels)])
         for tunnel in tunnels:
             tunnel.end()
         assert serving.wait() == 0
         found = records(serving)
         assert set(found) == clients
         for record in found.values():
-            assert record["reason"] == "shutdown", record
-            assert (record["client_close"], record.get("backend_close")) == (GOING_AWAY, None)
+            assert record["reason"] == "drained", record
+            assert (record["client_close"], record.get("backend_close")) == (SERVICE_RESTART, None)
         assert not any("aborted" in line for line in serving.lines)
 
 
@@ -190,7 +192,7 @@ def test_who_does_not_answer_is_aborted_and_does_not_hold_up_the_end(start: Star
         stuck.backend.socket.sendall(frame(BINARY, bytes(1000), masked=False)[:500])
         assert len(b"".join(stuck.client.length(500))) == 500
         serving.signal(signal.SIGTERM)
-        assert read_frame(deaf.client).code == GOING_AWAY
+        assert read_frame(deaf.client).code == SERVICE_RESTART
         assert serving.wait() == 0
         # A frame that is not whole is followed by no end that looks like one.
         with pytest.raises(ConnectionResetError):
@@ -199,14 +201,15 @@ def test_who_does_not_answer_is_aborted_and_does_not_hold_up_the_end(start: Star
 
 
 def test_a_second_signal_ends_the_grace(start: Start, backend: Held) -> None:
-    serving = start(grace="60s")
+    # The one tunnel is told at some time in three quarters of it.
+    serving = start(grace="1h")
     with Ends(address(serving), backend) as ends:
         serving.signal(signal.SIGTERM)
-        serving.line("1 tunnels have 60 s to end")
+        serving.line("1 tunnels have 3600 s to end")
         ends.client.send(frame(TEXT, b"still here", masked=True))
         assert read_frame(ends.backend).payload == b"still here"
         serving.signal(signal.SIGTERM)
-        told(ends)
+        told(ends, GOING_AWAY)
         assert serving.wait() == 0
 
 

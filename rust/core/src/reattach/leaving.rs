@@ -18,6 +18,8 @@ pub struct Leaving {
     pub heard: bool,
     /// It takes nothing more.
     pub broken: bool,
+    /// It has said something that was not read, since its client takes so little. Asked when patience ends.
+    pub unread: bool,
     /// When it gets that Close, if nothing passes before.
     pub tell_at: Tick,
     /// When it gets it though something passes all the time.
@@ -60,6 +62,7 @@ impl Leaving {
             told: false,
             heard: false,
             broken: false,
+            unread: false,
             tell_at: (active + SETTLE).min(tell_by),
             tell_by,
             until: now + patience,
@@ -101,7 +104,9 @@ impl Leaving {
             return Next::Tell;
         }
         let over = self.heard && (self.told || self.broken) || now >= self.until;
-        match (over, client && backend) {
+        // What it has said and nobody has passed on must not be missing without a word.
+        let missing = self.unread && !self.heard;
+        match (over, client && backend && !missing) {
             (false, _) => Next::Wait,
             (true, true) => Next::Detach,
             (true, false) if streams.backend.at_boundary() => Next::Fail,

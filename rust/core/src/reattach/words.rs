@@ -17,19 +17,26 @@ pub struct Words {
     left: u64,
     /// A header, or a control frame, that is not complete.
     cut: Vec<u8>,
+    /// Its Close is the last of what is kept.
+    closed: bool,
 }
 
 impl Words {
     /// How many bytes more may be read, if there shall be at most `bound`.
     pub fn room(&self, bound: usize) -> usize {
+        if self.closed {
+            // Nothing that comes behind it means anything.
+            return 0;
+        }
         bound.saturating_sub(self.kept.len() + self.cut.len())
     }
 
-    /// The client has said `bytes`. What is to be answered is appended to `answers`; the code of its Close
-    /// is returned, if that was its last word.
+    /// The client has said `bytes`. What is to be answered is appended to `answers`; the code of its Close is
+    /// returned, if nothing else waits. If something does, the Close waits behind it: an answer to it would
+    /// say that all of it has arrived.
     pub fn hear(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Option<u16> {
         let joined;
-        let mut rest = bytes;
+        let mut rest = if self.closed { &[] } else { bytes };
         if !self.cut.is_empty() {
             self.cut.extend_from_slice(bytes);
             joined = core::mem::take(&mut self.cut);
@@ -64,7 +71,12 @@ impl Words {
             };
             rest = after;
             match header.opcode() {
-                CLOSE => return header.code(frame),
+                CLOSE if self.kept.is_empty() => return header.code(frame),
+                CLOSE => {
+                    self.kept.extend_from_slice(frame);
+                    self.closed = true;
+                    return None;
+                }
                 PING => {
                     let payload: Vec<u8> = header.payload(frame).collect();
                     answers.extend_from_slice(pong_frame(&payload, None).as_slice());

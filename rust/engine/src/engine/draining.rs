@@ -42,12 +42,17 @@ impl Engine {
         let mut state = self.state();
         let deployment = state.deployment.clone().ok_or("no plan is applied yet")?;
         let scope = scope(&deployment, target)?;
+        let cap = match target {
+            Target::Pool(pool, _) => cap_of(&deployment, pool),
+            Target::Listener(_) | Target::All => 0.0,
+        };
         let asked = Asked {
             kind: Kind::Drain,
             scope,
             terms,
             wanted: &[],
             counts_only: false,
+            cap,
         };
         Ok(self.order(&mut state, asked))
     }
@@ -78,6 +83,7 @@ impl Engine {
             terms,
             wanted: &wanted,
             counts_only,
+            cap: cap_of(&deployment, pool),
         };
         Ok(self.order(&mut state, asked))
     }
@@ -186,10 +192,18 @@ impl Engine {
                 terms: leaving.terms,
                 wanted: &[],
                 counts_only: false,
+                cap: leaving.terms.rate,
             };
             self.order(state, asked);
         }
     }
+}
+
+/// Tunnels of a pool that are told to go per second at most, by whichever orders; 0 for any number.
+fn cap_of(deployment: &Deployment, name: &str) -> f64 {
+    let mut pools = deployment.pools.iter();
+    let pool = pools.find(|pool| &*pool.planned.pool.name == name);
+    pool.map_or(0.0, |pool| pool.planned.dialing.drain.rate)
 }
 
 fn scope(deployment: &Deployment, target: Target<'_>) -> Result<Scope, String> {

@@ -50,7 +50,8 @@ impl Tap for Resumable<'_> {
     }
 
     fn passes_end(&self) -> bool {
-        self.ends
+        // After a Close that is for the receiver too, so is the end.
+        self.ends || self.tracker.closed().is_some()
     }
 
     fn refused(&mut self) -> bool {

@@ -68,7 +68,8 @@ pub(super) fn step<T: Tap>(
             tools.spliced += u64::from(sent);
         }
         Err(_) => {
-            tools.pipes.discard(pipe);
+            // It stays owed: whoever asks what became of it must not be told that all of it went.
+            flow.owe_piped(pipe, left);
             return Step::ReceiverFailed;
         }
     }
@@ -102,4 +103,34 @@ pub(super) fn drain(pipe: &Pipe, left: &mut u32, receiver: BorrowedFd<'_>) -> Re
         }
     }
     Ok(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::{BULK_PATIENCE, Blind, Outcome, pump};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::os::fd::OwnedFd;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+    }
+
+    #[test]
+    fn what_a_broken_receiver_did_not_take_is_owed() {
+        let mut tools = Tools::default();
+        let mut flow = Flow {
+            bulk: BULK_PATIENCE,
+            ..Flow::default()
+        };
+        let ((client, ours), (theirs, backend)) = (pair(), pair());
+        rustix::io::write(&client, &[1; 1000]).unwrap();
+        drop(backend);
+        let outcome = pump(&mut flow, &mut Blind, &ours, &theirs, &mut tools);
+        assert_eq!((outcome, flow.bytes), (Outcome::ReceiverFailed, 0));
+        assert!(flow.blocked());
+        flow.release(&mut tools.pipes);
+        assert_eq!(tools.pipes.made(), 0);
+    }
 }

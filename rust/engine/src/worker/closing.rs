@@ -368,7 +368,8 @@ impl Worker {
         }
         self.counters
             .listener(listener, field!(ListenerSlot, pings), 1);
-        self.watch_wanted(slot)
+        // One that looks for a backend is watched by rules of its own: the connect under way must be noticed.
+        self.is_away(slot) || self.watch_wanted(slot)
     }
 }
 

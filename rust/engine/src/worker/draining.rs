@@ -130,13 +130,41 @@ impl Worker {
         }
     }
 
+    /// A tunnel has another place among ours than before: what sheds knew it by is none any more.
+    pub(super) fn join_sheds(&mut self, slot: u32) {
+        let mut drains = std::mem::take(&mut self.drains);
+        for draining in &mut drains {
+            let order = &draining.order;
+            let Some(tunnel) = self.tunnels.get(slot as usize) else {
+                break;
+            };
+            let place = (slot, tunnel.generation);
+            if order.kind == Kind::Shed
+                && let Some(part) = order.concerns(tunnel)
+                && self.is_misplaced(slot, part, order)
+            {
+                draining.waiting.push_back(place);
+            }
+        }
+        self.drains = drains;
+    }
+
     /// Tell those whose time has come, and cut those whose time is over.
     pub(super) fn advance_drains(&mut self) {
+        if self.is_frozen() {
+            // They are neither here nor gone: nobody is told, or cut, or missed, before that is decided.
+            self.drain_at = Some(self.now + AGAIN);
+            return;
+        }
         self.drain_at = None;
         let mut drains = std::mem::take(&mut self.drains);
         drains.retain_mut(|draining| self.advance_drain(draining));
         // Whoever joined meanwhile was not seen by those that were taken out.
         drains.append(&mut self.drains);
+        // They may share a cap: another one is asked first the next time.
+        if drains.len() > 1 {
+            drains.rotate_left(1);
+        }
         self.drains = drains;
     }
 

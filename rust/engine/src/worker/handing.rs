@@ -23,6 +23,9 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long lending a listener may take: the engine waits for it.
 const LENDING: Duration = Duration::from_secs(5);
 
+/// Deadlines of tunnels that stood still are not over earlier than this.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 /// A hand-over under way.
 #[derive(Default)]
 pub(super) struct Handing {
@@ -132,7 +135,16 @@ impl Worker {
 
     /// Go on as if nothing had been; with how many tunnels.
     pub(super) fn thaw(&mut self) -> u64 {
-        self.thaw_as(Worker::watch_anew)
+        self.thaw_as(|worker, slot| {
+            worker.watch_anew(slot);
+            worker.join_sheds(slot);
+        })
+    }
+
+    /// Whether there are tunnels of which it is not decided whose they are.
+    pub(super) fn is_frozen(&self) -> bool {
+        let handing = self.handing.as_ref();
+        handing.is_some_and(|handing| !handing.frozen.is_empty())
     }
 
     fn thaw_as(&mut self, then: impl Fn(&mut Worker, u32)) -> u64 {
@@ -172,7 +184,8 @@ impl Worker {
         }
         if let Some(at) = (self.tunnels.get(slot as usize)).and_then(|tunnel| tunnel.due(self.now))
         {
-            self.wheel.set(slot, at);
+            // Not before what has come meanwhile could be read: it may be what was waited for.
+            self.wheel.set(slot, at.max(self.now + CATCH_UP));
         }
         // It has another place now, or comes from elsewhere.
         if !self.drains.is_empty() {

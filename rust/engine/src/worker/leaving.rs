@@ -6,6 +6,7 @@
 //! When to do what is [`Leaving::next`]'s decision. Then the tunnel is without a backend
 //! ([`reattaching`](super::reattaching)), or its client is told that it cannot go on.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use pybalancer_core::reattach::{GOING_AWAY, Halt, Leaving, Next, SERVICE_RESTART
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{Rules, close_frame};
+use rustix::net::RecvFlags;
 
 use super::Worker;
 use super::ending::How;
@@ -161,6 +163,11 @@ impl Worker {
         outcome: Outcome,
         halt: Option<Halt>,
     ) -> bool {
+        let tunnel = self.tunnels.get(slot as usize);
+        if tunnel.is_none_or(|tunnel| tunnel.from_backend.closed().is_some()) {
+            // It has closed it for its client too.
+            return false;
+        }
         let (heard, broken) = match (from, outcome, halt) {
             (Side::Client, Outcome::Stopped, Some(_)) => (false, false),
             (Side::Backend, Outcome::Stopped, Some(_)) => (true, false),
@@ -195,6 +202,10 @@ impl Worker {
             let Some(leaving) = tunnel.leaving().copied() else {
                 return;
             };
+            if tunnel.from_backend.closed().is_some() {
+                // That one was for the client: it is over, and nobody else is asked.
+                return self.stay(slot);
+            }
             let late = now >= leaving.until;
             if leaving.broken && !leaving.heard && !late && !tunnel.to_client.blocked() {
                 // What it said before it broke is still there. It will be heard out: this is called again.
@@ -204,6 +215,15 @@ impl Worker {
                 }
                 return;
             }
+            if late && !leaving.heard {
+                let unread = tunnel.backend.as_ref().is_some_and(has_words);
+                if let Some(leaving) = tunnel.leaving_mut() {
+                    leaving.unread = unread;
+                }
+            }
+            let Some(leaving) = tunnel.leaving().copied() else {
+                return;
+            };
             let streams = Streams {
                 client: &tunnel.from_client,
                 owed: tunnel.to_backend.blocked() && !leaving.told,
@@ -301,7 +321,8 @@ impl Worker {
         }
     }
 
-    /// The client has ended before its stream came to a boundary: there is nothing to go on with.
+    /// The client has ended before its stream came to a boundary, or the backend has closed it for reasons of
+    /// its own: there is nothing to go on with.
     fn stay(&mut self, slot: u32) {
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
@@ -309,12 +330,20 @@ impl Worker {
         let Some(recall) = &mut tunnel.recall else {
             return;
         };
-        let untouched = (recall.leaving.take())
-            .is_some_and(|leaving| !leaving.told && !leaving.heard && !leaving.broken);
-        if !untouched {
-            return self.end(slot, Reason::ClientGone, How::Abort);
+        let told = recall.leaving.take();
+        let untouched =
+            told.is_some_and(|leaving| !leaving.told && !leaving.heard && !leaving.broken);
+        match (untouched, tunnel.from_backend.closed()) {
+            (true, _) => {
+                self.watch_wanted(slot);
+            }
+            (false, None) => self.end(slot, Reason::ClientGone, How::Abort),
+            // The backend has had its Close, and the client has one: it is the client's answer that is left.
+            (false, Some(code)) => {
+                recall.leaving = told;
+                self.close_websocket(slot, code, Reason::Finished);
+            }
         }
-        self.watch_wanted(slot);
     }
 
     /// It cannot go on, and its client is told so.
@@ -364,4 +393,10 @@ impl Worker {
         }
         leaving.is_some_and(|leaving| leaving.told)
     }
+}
+
+/// Whether something that it has said waits to be read.
+fn has_words(backend: &OwnedFd) -> bool {
+    let peeked = rustix::net::recv(backend, &mut [0_u8; 1], RecvFlags::PEEK);
+    matches!(peeked, Ok((_, 1..)))
 }

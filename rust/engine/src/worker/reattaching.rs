@@ -81,6 +81,8 @@ impl Worker {
             return;
         };
         recall.leaving = None;
+        // Nobody has read its answer to a ping meanwhile.
+        tunnel.heard = Moment::of(now);
         recall.left = tunnel.entry.clone();
         let tried = recall.left.iter().map(|entry| entry.index()).collect();
         let left = recall.left.clone();
@@ -347,7 +349,6 @@ impl Worker {
         let over = away.until.is_some_and(|at| at <= now);
         let (asks, connecting) = (away.asks, tunnel.backend.is_some());
         if hears(tunnel) && tunnel.heard_until(now).is_some_and(|at| at <= now) {
-            // It also watches the backend, and says that there is none.
             self.unheard(slot);
             if !self.is_current(slot, generation) {
                 return;
