@@ -5,7 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,12 @@ class Operations:
     def status(self) -> Status:
         raise NotImplementedError
 
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """What is done in here is done to what runs; a process that takes over goes on with all of it."""
+        async with self._applying:
+            yield
+
     def _drains(self) -> list[DrainStatus]:
         try:
             return drains(self._live())
@@ -110,7 +117,7 @@ class Operations:
         engine = self._live()
         given = {"over": over, "deadline": deadline, "code": code, "rate": rate}
         named = {"pool": pool, "backend": backend, "listener": listener}
-        async with self._applying:
+        async with self._changing():
             target = targets.choose(self._config, name, everything=everything, **named)
             backends = target.backends(self._config)
             terms = self._terms(target, given)
@@ -150,7 +157,7 @@ class Operations:
         if slow_start is not None and slow_start < 0:
             raise ValueError("slow_start is a number of seconds from 0")
         named = {"pool": pool, "backend": backend, "listener": listener}
-        async with self._applying:
+        async with self._changing():
             target = targets.choose(self._config, name, everything=everything, **named)
             keys = set(self._draining.backends if target.everything else target.backends(self._config))
             stopped = [each for each in self._drains() if _concerns(each, target)]
@@ -296,9 +303,10 @@ class Operations:
         It is down until ``rise`` checks have found it well; without a check, until a connect succeeds.
         """
         self._live()
-        target = targets.choose(self._config, pool=pool, backend=backend)
-        for key in target.backends(self._config):
-            self._watcher.recheck(key)
+        async with self._changing():
+            target = targets.choose(self._config, pool=pool, backend=backend)
+            for key in target.backends(self._config):
+                self._watcher.recheck(key)
 
     # Shed.
 
@@ -322,36 +330,44 @@ class Operations:
         Raises TargetError, ValueError, and DrainError for a sticky pool, whose clients come back to the
         backend that they had.
         """
-        self._live()
-        target = targets.choose(self._config, pool=pool)
-        section = self._config.pools[pool]
         if not to_skew >= 1:
             raise ValueError(f"a skew is a number from 1, not {to_skew}")
-        if section.key == "sticky":
-            raise DrainError(f"pool {pool} is sticky: clients would come back to the backend that they had")
-        loads = self.loads(pool)
-        surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
-        skew = rebalance.skew(loads)
-        if not dry_run:
-            for each in self._drains():
-                if each.state == "running" and each.kind == "shed" and each.pool == pool:
-                    self._live().cancel_drain(each.id)
-        if not surplus:
-            return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
+        self._live()
+        async with self._changing():
+            target = targets.choose(self._config, pool=pool)
+            section = self._config.pools[pool]
+            if section.key == "sticky":
+                why = "clients would come back to the backend that they had"
+                raise DrainError(f"pool {pool} is sticky: {why}")
+            loads = self.loads(pool)
+            surplus = rebalance.surpluses(loads, to_skew, _core.surplus)
+            skew = rebalance.skew(loads)
+            if not dry_run:
+                for each in self._drains():
+                    if each.state == "running" and each.kind == "shed" and each.pool == pool:
+                        self._live().cancel_drain(each.id)
+            if not surplus:
+                return ShedResult(pool, dry_run, skew, to_skew, {}, None, [])
+            number = self._begin_shed(pool, surplus, rate, code, dry_run=dry_run)
+        self._drain_watcher.stir()
+        status = await self._wait(number) if wait or dry_run else self._drain(number)
+        return ShedResult(pool, dry_run, skew, to_skew, surplus, status, self._shed_warnings(target))
+
+    def _begin_shed(
+        self, pool: str, surplus: Mapping[str, int], rate: float | None, code: int | None, *, dry_run: bool
+    ) -> int:
+        section = self._config.pools[pool]
         if rate is None:
             rate = section.rebalance.rate if section.rebalance else drain_rate(self._config, pool)
             # Never all at once: without any bound they are spread as a drain would be.
             rate = rate or max(1.0, sum(surplus.values()) / max(section.drain.over, 1.0))
         terms = Terms(0.0, 0.0, section.drain.code if code is None else code, rate)
         try:
-            number = self._live().shed(
+            return self._live().shed(
                 pool, list(surplus.items()), rate=terms.rate, code=terms.code, dry_run=dry_run
             )
         except (_core.PlanError, LookupError) as error:
             raise DrainError(str(error)) from error
-        self._drain_watcher.stir()
-        status = await self._wait(number) if wait or dry_run else self._drain(number)
-        return ShedResult(pool, dry_run, skew, to_skew, surplus, status, self._shed_warnings(target))
 
     def _shed_warnings(self, target: Target) -> list[str]:
         health = self._health(self._config, self._addresses)

@@ -182,7 +182,7 @@ class Roll:
 
     def acted(self, name: str, now: float, error: str | None = None) -> None:
         """What ``act`` ordered has ended, with an error or without."""
-        if self._turns[name].step != "acting":
+        if self._turns[name].step == "failed":
             return  # It had failed meanwhile for another reason, and stays so.
         if error is None:
             self._move(name, "checking", now)

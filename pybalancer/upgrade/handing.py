@@ -70,14 +70,21 @@ class Successor:
     """A new process, from its start until it serves or is gone.
 
     ``offer`` is asked once it is known that the two understand each other. ``applying`` is held while nothing
-    may change.
+    may change; ``hindrance`` says what began before that and cannot be gone on with.
     """
 
-    def __init__(self, engine: _core.Engine, offer: Callable[[], Offer], applying: trio.Lock) -> None:
+    def __init__(
+        self,
+        engine: _core.Engine,
+        offer: Callable[[], Offer],
+        applying: trio.Lock,
+        hindrance: Callable[[], str | None],
+    ) -> None:
         self._engine = engine
         self._hand = _core.HandOver(engine)
         self._offer = offer
         self._applying = applying
+        self._hindrance = hindrance
         self._talk = Conversation()
         self._process: trio.Process | None = None
         self._line: Line
@@ -171,6 +178,9 @@ class Successor:
                 Message("", {}, list(each.descriptors)).close()
 
     async def _hand_over(self, prepared: Message) -> HandedOver:
+        if (why := self._hindrance()) is not None:
+            prepared.close()
+            raise UpgradeError(f"not now: {why}")
         began = trio.current_time()
         unwanted = {int(number) for number in prepared.body.get("unwanted", ())}
         tunnels = await self._freeze(prepared.descriptors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -50,6 +51,8 @@ class Served(Balancer):
         self._admin_door = Door()
         self._upgrade_over = trio.Event()
         self._upgrade_over.set()
+        self._upgrade_decided = self._upgrade_over
+        """Set as soon as it is known which process serves, the admin interface still being this one's."""
         self._told = trio.Event()
         self._told.set()
         self._upgrading = trio.CancelScope()
@@ -153,6 +156,7 @@ class Served(Balancer):
         if (why := self.hindrance()) is not None:
             raise UpgradeError(f"not now: {why}")
         self._upgrade_over, self._upgrading = trio.Event(), trio.CancelScope()
+        self._upgrade_decided = trio.Event()
         _log.info("upgrading: starting a new process")
         reloading()
         try:
@@ -167,6 +171,7 @@ class Served(Balancer):
         finally:
             if self.replaced_by is None:
                 notify("READY=1")
+            self._upgrade_decided.set()
             self._upgrade_over.set()
         _log.info(
             "upgraded: process %d serves, with %d tunnels that stood still for %.0f ms",
@@ -178,7 +183,7 @@ class Served(Balancer):
 
     async def _upgrade(self, patience: float) -> UpgradeResult:
         began = trio.current_time()
-        successor = Successor(self._engine, self._offer, self._applying)
+        successor = Successor(self._engine, self._offer, self._applying, self.hindrance)
         try:
             done = await successor.take_over(self._command, patience)
         except BaseException:
@@ -186,6 +191,7 @@ class Served(Balancer):
             raise
         # Before anything is awaited: from here on this process only finishes.
         self._stopping, self.replaced_by = True, done.pid
+        self._upgrade_decided.set()
         self._told = trio.Event()
         self._nursery.start_soon(self._leave, done)
         seconds = trio.current_time() - began
@@ -258,6 +264,19 @@ class Served(Balancer):
     def upgrade_told(self) -> None:
         """Whoever asked for the upgrade has its answer."""
         self._told.set()
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """As of every balancer. During an upgrade it waits: what the new process was told would not have it.
+        After one nothing is left here to change, and saying that it was done would be a lie."""
+        while True:
+            await self._upgrade_decided.wait()
+            async with super()._changing():
+                if self._upgrade_decided.is_set():
+                    if self.replaced_by is not None:
+                        raise PybalancerError(f"process {self.replaced_by} has taken over: ask that one")
+                    yield
+                    return
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         """As of every balancer. During an upgrade it waits, after one it is the new process's business."""

@@ -61,6 +61,10 @@ PREDECESSOR = """
 if "BUSY" in os.environ:
     from pybalancer.balancer import Balancer
     Balancer.hindrance = lambda balancer: os.environ["BUSY"]
+if "BUSY_LATER" in os.environ:
+    from pybalancer.balancer import Balancer
+    answers = iter([None])
+    Balancer.hindrance = lambda balancer: next(answers, os.environ["BUSY_LATER"])
 if "FREEZE_SECONDS" in os.environ:
     from pybalancer.upgrade import handing
     handing.FREEZE_SECONDS = handing.COMMIT_SECONDS = float(os.environ["FREEZE_SECONDS"])

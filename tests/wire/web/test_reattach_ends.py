@@ -5,12 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 
 import pytest
 
 from ..net import until
 from .ends import name_of
-from .frames import CLOSE, TEXT, close, frame, read_frame
+from .frames import BINARY, CLOSE, TEXT, close, frame, read_frame
 from .messages import Stream
 from .movers import Mover, balanced, two
 from .test_reattach_moves import drain, order
@@ -131,3 +132,24 @@ def test_a_client_whose_last_word_finds_nobody_is_told() -> None:
         assert mover.reads().code == 1012
         mover.client.socket.close()
         balanced(balancer, 0, 1)
+
+
+def test_a_client_that_takes_the_old_backends_words_late_is_found_by_the_new_one() -> None:
+    """They are in a pipe meanwhile, and the answer to the repeated handshake waits until they are gone."""
+    with two(route={"close_timeout": 0.5}) as (balancer, backends), Mover(balancer, backends) as mover:
+        piece, sent = frame(BINARY, bytes(100_000), masked=False), balancer.counted.bytes_out
+        count = 0
+
+        def taken() -> bool:
+            return bool(balancer.counted.bytes_out - sent == count * len(piece))
+
+        # Until there is one that the client's socket does not take: the pipe has room for it.
+        while taken():
+            mover.backend.socket.sendall(piece)
+            count += 1
+            late = time.monotonic() + 0.1
+            until(lambda: taken() or time.monotonic() > late)  # noqa: B023
+        drain(balancer, mover)
+        mover.moves()
+        assert b"".join(mover.client.length(count * len(piece))) == count * piece
+        mover.works()

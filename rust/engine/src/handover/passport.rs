@@ -343,6 +343,9 @@ impl Passport {
         guests: &Guests,
     ) -> Option<Tunnel> {
         let entry = found.backends.get(usize::from(self.backend))?;
+        let terms = Arc::clone(found.terms.get(usize::from(self.terms))?);
+        // Where this process's plan does not re-attach, nobody is carried over.
+        let recall = self.recall.filter(|_| terms.reattach.is_some());
         Some(Tunnel {
             client,
             backend: Some(backend),
@@ -357,9 +360,9 @@ impl Passport {
             closing: None,
             port: (self.port).and_then(|source| guests.hold(&entry.endpoint, source)),
             entry: Some(Arc::clone(entry)),
-            terms: Arc::clone(found.terms.get(usize::from(self.terms))?),
+            terms,
             story: self.story.map(|story| Box::new(story.into())),
-            recall: self.recall.and_then(RecallPassport::unpack),
+            recall: recall.and_then(RecallPassport::unpack),
             peer: self.peer,
             heard: self.heard,
             hash: self.hash,

@@ -237,6 +237,10 @@ impl Worker {
                 if !self.on_client_away(slot, flags) {
                     return;
                 }
+                if self.phase(slot) == Some(Phase::Resuming) {
+                    // Its answer may have waited for what the client has taken now.
+                    self.watch_backend_away(slot);
+                }
             }
             Side::Backend => {
                 match self.phase(slot) {

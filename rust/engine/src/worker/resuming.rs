@@ -68,7 +68,7 @@ impl Worker {
         self.watch_backend_away(slot);
     }
 
-    fn watch_backend_away(&mut self, slot: u32) {
+    pub(super) fn watch_backend_away(&mut self, slot: u32) {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return;
         };
