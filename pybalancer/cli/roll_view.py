@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -107,8 +108,10 @@ def state(roll: Roll, pool: RemotePool, name: str) -> list[str]:
     if untouched:
         lines.append(f"untouched: {', '.join(untouched)}")
     if drained or untouched:
-        lines.append(f"go on with: pybalancer roll {name} --resume")
-    lines += [f"or take it back with: pybalancer undrain --pool {name} --backend {each}" for each in drained]
+        lines.append(f"go on with: {shlex.join(['pybalancer', 'roll', name, '--resume'])}")
+    for each in drained:
+        undrain = ["pybalancer", "undrain", "--pool", name, "--backend", each]
+        lines.append(f"or take it back with: {shlex.join(undrain)}")
     return lines
 
 
