@@ -271,6 +271,24 @@ async def test_frames_that_are_none_end_a_connection_and_no_more(frame: bytes) -
             assert not client._unread
 
 
+@pytest.mark.parametrize("turn", range(10))
+async def test_a_whole_conversation_in_one_segment(turn: int) -> None:
+    """Handshake, message, Close and end come at once: none of it is missed."""
+
+    def talk(connection: socket.socket) -> None:
+        close = b"\x88\x04" + (4001).to_bytes(2, "big") + b"no"
+        connection.sendall(accepted(connection) + b"\x81\x05hello" + close)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16):
+            pass
+
+    with server(talk) as running:
+        async with connect(f"ws://{running.address}/") as client:
+            assert await client.receive() == "hello"
+            with pytest.raises(ConnectionEnded, match="4001 no"):
+                await client.receive()
+
+
 async def test_each_connection_is_greeted_before_anything_else_is_sent() -> None:
     got: list[list[str | bytes]] = []
 
