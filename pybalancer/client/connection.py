@@ -9,17 +9,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import trio
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
-    HandshakeError,
     WebSocketConnection,
     wrap_client_stream,
 )
-from wsproto.utilities import ProtocolError
 
 from pybalancer.client import rules
 from pybalancer.client.dial import Wire, dial
@@ -129,6 +127,8 @@ class ReconnectingSocket:
         self._unread: deque[str | bytes] = deque()
         self._changed = trio.Event()
         self._end: tuple[int, str] | None = None
+        self._problem: Exception | None = None
+        """What ``on_open`` has raised."""
         self._life = trio.CancelScope(shield=True)
         """Of ``_run``. Shielded, so that who is cancelled can still say Close; ``connect`` cancels it."""
 
@@ -203,6 +203,8 @@ class ReconnectingSocket:
         with self._life:
             while True:
                 code, reason, after = await self._attempt()
+                if self._problem is not None:
+                    raise self._problem
                 now = trio.current_time() * 1000.0
                 delay = self._comeback.wait(now, self._chance(), code, reason, after)
                 if delay is None:
@@ -229,29 +231,16 @@ class ReconnectingSocket:
         except* ConnectionRejected as group:
             # It comes from the library's reader, through the nursery.
             end = _refused(plain(group))
-        except* (HandshakeError, ProtocolError):
-            # Of the reader too, as when it answers a ping during the closing handshake. The end is known.
+        except* Exception:  # noqa: S110 - whatever it is, the connection is lost, and that is told
+            # Of the reader too, which lets out what its parsers raise for what a server has sent.
             pass
         finally:
             await trio.aclose_forcefully(wire.stream)
         return end
 
     async def _converse(self, nursery: trio.Nursery, wire: Wire) -> tuple[int, str, float | None]:
-        options = self._options
-        try:
-            with trio.fail_after(options.timeout):
-                connection = await wrap_client_stream(
-                    nursery,
-                    wire.stream,
-                    wire.host,
-                    wire.resource,
-                    subprotocols=options.protocols,
-                    extra_headers=[
-                        (name.encode(), value.encode()) for name, value in options.headers.items()
-                    ],
-                    max_message_size=options.max_message,
-                )
-        except (HandshakeError, ConnectionClosed, OSError, trio.BrokenResourceError, trio.TooSlowError):
+        connection = await self._shake_hands(nursery, wire)
+        if connection is None:
             return NO_CLOSE, "", None
         try:
             code, reason = await self._live(connection)
@@ -261,6 +250,33 @@ class ReconnectingSocket:
             # `aclose` needs the library's reader for the closing handshake, and cancels this after it.
             await trio.sleep_forever()
         return code, reason, None
+
+    async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> WebSocketConnection | None:
+        """The opening handshake; None if the other side ends it, or has not answered in time."""
+        options = self._options
+        connection: WebSocketConnection | None = None
+
+        async def watch(over: trio.CancelScope) -> None:
+            await wire.stream.ended.wait()
+            over.cancel()
+
+        with trio.move_on_after(options.timeout):
+            async with trio.open_nursery() as race:
+                race.start_soon(watch, race.cancel_scope)
+                connection = await wrap_client_stream(
+                    nursery,
+                    # Any stream will do; the library's types name two.
+                    cast("trio.SocketStream", wire.stream),
+                    wire.host,
+                    wire.resource,
+                    subprotocols=options.protocols,
+                    extra_headers=[
+                        (name.encode(), value.encode()) for name, value in options.headers.items()
+                    ],
+                    max_message_size=options.max_message,
+                )
+                race.cancel_scope.cancel()
+        return connection
 
     async def _find(self) -> Found | Told:
         options = self._options
@@ -285,14 +301,25 @@ class ReconnectingSocket:
             if self._options.heartbeat is not None:
                 nursery.start_soon(self._beat, connection, self._options.heartbeat, nursery.cancel_scope)
             with suppress(ConnectionClosed):
-                if self._options.on_open is not None:
-                    await self._options.on_open(connection)
-                self._connection = connection
-                self._tell()
-                await self._take(connection)
+                await self._greet(connection)
+                if self._problem is None:
+                    self._connection = connection
+                    self._tell()
+                    await self._take(connection)
             nursery.cancel_scope.cancel()
         reason = connection.closed
         return (NO_CLOSE, "no pong") if reason is None else (int(reason.code), reason.reason or "")
+
+    async def _greet(self, connection: WebSocketConnection) -> None:
+        if self._options.on_open is None:
+            return
+        try:
+            await self._options.on_open(connection)
+        except ConnectionClosed:
+            raise
+        except Exception as error:
+            # Kept apart from what the library raises: this is the caller's.
+            self._problem = error
 
     async def _take(self, connection: WebSocketConnection) -> None:
         while True:

@@ -15,6 +15,8 @@ from typing import IO, Any, Final
 MOST_BYTES: Final = 64 * 1024
 """Of an answer. What is longer is none."""
 _PIECE: Final = 16 * 1024
+_LONGEST: Final = 86_400.0
+"""Seconds: a socket takes no timeout without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ def look(url: str, timeout: float, headers: Mapping[str, str], context: ssl.SSLC
 
     Redirects are followed, but not from https: to http:. Proxies of the environment are used.
     """
+    timeout = min(timeout, _LONGEST)
     deadline = time.monotonic() + timeout
     request = urllib.request.Request(url, headers={"Accept": "application/json", **headers})  # noqa: S310 - see _Redirects
     try:

@@ -16,6 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 
 from pybalancer.client import ConnectionEnded, Retry, connect, connection
 
+from .answers import accepted
 from .backends import Backend, backends
 from .directories import Answer, answer, directory, found
 from .net import PATIENCE, Server, reserved, server, until
@@ -211,6 +212,80 @@ async def test_a_refused_handshake_is_final_or_not_by_its_status() -> None:
     async with serving(echo, refuse=[(503, [(b"Retry-After", b"0")]), (502, []), (403, [])]) as address:
         async with connect(address, retry=SOON) as client:
             with pytest.raises(ConnectionEnded, match="403 the handshake"):
+                await client.receive()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\x00\x01\x02",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: wrong\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nno WebSocket here",
+    ],
+)
+async def test_who_ends_the_handshake_is_not_waited_for(said: bytes) -> None:
+    """However long that would be allowed."""
+
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(said)
+
+    with server(hang_up) as running:
+        retry = Retry(base_ms=10, max_ms=20)
+        async with connect(f"ws://{running.address}/", retry=retry, timeout=math.inf) as client:
+            await trio.to_thread.run_sync(until, lambda: running.served >= 3, "the third attempt")
+            assert not client.connected
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xf1\x00",
+        b"\x83\x00",
+        b"\x81\x02\xff\xfe",
+        b"\x81\x81\x00\x00\x00\x00a",
+        b"\x80\x01a",
+        b"\x81\xff",
+        b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x82\x7f\x00\x00\x00\x00\x00\x20\x00\x00" + bytes(1 << 21),
+        b"\x88\x01\x03",
+        b"\x88\x02\x03\xed",
+        b"\x89\x7e\x00\x80" + bytes(128),
+    ],
+)
+async def test_frames_that_are_none_end_a_connection_and_no_more(frame: bytes) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(accepted(connection) + frame)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16):
+            pass
+
+    with server(talk) as running:
+        retry = Retry(base_ms=10, max_ms=20)
+        async with connect(f"ws://{running.address}/", retry=retry) as client:
+            await trio.to_thread.run_sync(until, lambda: running.served >= 3, "the third connection")
+            assert client._end is None
+            assert not client._unread
+
+
+@pytest.mark.parametrize("turn", range(10))
+async def test_a_whole_conversation_in_one_segment(turn: int) -> None:
+    """Handshake, message, Close and end come at once: none of it is missed."""
+
+    def talk(connection: socket.socket) -> None:
+        close = b"\x88\x04" + (4001).to_bytes(2, "big") + b"no"
+        connection.sendall(accepted(connection) + b"\x81\x05hello" + close)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16):
+            pass
+
+    with server(talk) as running:
+        async with connect(f"ws://{running.address}/") as client:
+            assert await client.receive() == "hello"
+            with pytest.raises(ConnectionEnded, match="4001 no"):
                 await client.receive()
 
 
