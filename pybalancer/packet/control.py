@@ -42,7 +42,8 @@ from pybalancer.packet.running import (
 from pybalancer.packet.services import Key, Service, services
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import Config, PacketConfig
+    from pybalancer.config.model import Config
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.policy.settings import Check
 
 _log = logging.getLogger("pybalancer")

@@ -21,7 +21,7 @@ from pybalancer.packet.marks import Way, Ways
 from pybalancer.packet.services import Service, find_me
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import PacketConfig
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
 _log = logging.getLogger("pybalancer")
