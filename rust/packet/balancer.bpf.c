@@ -224,8 +224,8 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     struct ipv6 *ip = (void *)(data + at);
     if ((u8 *)(ip + 1) > end || (ip->flow & 0xf0) != 0x60) return NOT_OURS;
     u32 rest = NET16(ip->length);
-    // A mapped address is nobody's on the wire, and would be taken for IPv4 here.
-    if (!ip->destination[0] && !ip->destination[1] && ip->destination[2] == 0xffff0000) return NOT_OURS;
+    // Where a v4 address lies in maps, no v6 packet may be for: services of IPv4 are IPv4's.
+    if (ip->destination[0] == 0 && ip->destination[1] == 0 && ip->destination[2] == 0xffff0000) return NOT_OURS;
     set_v6(flow->key.address, ip->destination);
     set_v6(flow->client, ip->source);
     flow->ip = at;

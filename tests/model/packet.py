@@ -109,7 +109,7 @@ def transport(data: bytes, protocol: int, flow: Flow) -> Flow:
 
 
 def embedded(inner: bytes, v6: bool, flow: Flow) -> Flow:
-    """The packet in an ICMP error is one of the service's own answers: source and destination change places."""
+    """The packet in an ICMP error is an answer of the service: source and destination change places."""
     here = flow.service[0]
     source: Address
     client: Address
@@ -146,8 +146,6 @@ def read_ip(frame: bytes, at: int, v6: bool, flow: Flow) -> Flow:
         head, length, protocol = 40, number(ip, 4) + 40, ip[6]
         client, here = IPv6Address(ip[8:24]), IPv6Address(ip[24:40])
         fragment = protocol == FRAGMENT
-        if here.ipv4_mapped:
-            raise Odd("passed_not_ours")
         known = {TCP, UDP, ICMP6, FRAGMENT} | EXTENSIONS
     else:
         head, length, protocol = (ip[0] & 15) * 4, number(ip, 2), ip[9]
@@ -257,7 +255,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
     try:
         flow = read(host, frame)
     except Odd as odd:
-        # Of what cannot be read only that for an address of a service is ours. An agent leaves it to the stack.
+        # What cannot be read is ours if it is for an address of a service. An agent leaves it to the stack.
         if odd.address in addresses and host.role == "director":
             return Answer("drop", odd.reason, frame)
         return Answer("pass", "passed_not_ours", frame)
@@ -286,8 +284,6 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         if why:
             return Answer("pass", why, stay, flow)
     try:
-        if not target:
-            raise Odd("dropped_no_backend")
         verdict, made = forward(host, frame, flow, target, hashed, hops)
     except Odd as odd:
         return Answer("drop", odd.reason, frame, flow)
