@@ -11,6 +11,7 @@ from typing import Final, Literal, final
 __all__ = [
     "BackendSpec",
     "Choice",
+    "DirectSpec",
     "Drain",
     "Engine",
     "EngineError",
@@ -30,6 +31,7 @@ __all__ = [
     "check_host",
     "check_key",
     "check_path",
+    "check_url",
     "packet_support",
     "probe",
     "skew",
@@ -98,6 +100,7 @@ class PoolSpec:
         drain_deadline: float = 60.0,
         drain_code: int = 1012,
         drain_rate: float = 0.0,
+        direct: DirectSpec | None = None,
     ) -> PoolSpec: ...
     @property
     def name(self) -> str: ...
@@ -136,6 +139,8 @@ class RouteSpec:
         reattach_tries: int = 5,
         reattach_timeout: float = 15.0,
         reattach_buffer: int = 65536,
+        action: Literal["proxy", "directory", "redirect"] = "proxy",
+        target: str | None = None,
     ) -> RouteSpec: ...
     @property
     def name(self) -> str: ...
@@ -159,7 +164,36 @@ class WebSpec:
         handshakes_burst: int = 1,
         handshakes_queue: int = 0,
         handshakes_wait: float = 1.0,
+        script: bytes | None = None,
+        script_etag: str = "",
     ) -> WebSpec: ...
+
+@final
+class DirectSpec:
+    """Where clients reach the backends of a pool themselves, in their order, and on what terms.
+
+    ``ticket_key`` has 32 bytes; without it the key is derived from the plan's secret and the pool's name.
+    """
+
+    def __new__(
+        cls,
+        *,
+        urls: Sequence[str | None],
+        expires_in: float = 30.0,
+        alternatives: int = 2,
+        retry_min: float = 0.0,
+        retry_max: float = 30.0,
+        retry_base: float = 0.5,
+        stable: float = 10.0,
+        window: float = 5.0,
+        fallback: str | None = None,
+        tickets: bool = False,
+        ticket_key: bytes | None = None,
+        ticket_address: bool = True,
+    ) -> DirectSpec: ...
+
+def check_url(text: str) -> None:
+    """PlanError if ``text`` is no URL that a backend can have."""
 
 def check_key(text: str) -> None:
     """PlanError if ``text`` is no key."""
@@ -362,11 +396,16 @@ class Engine:
         """Listener name to the address really bound (port 0 resolved)."""
     def explain(self, pool: str, source: str) -> list[Choice]:
         """As Plan.explain, with the live number of tunnels and the bounded-load verdicts."""
-    def explain_request(self, listener: str, source: str, head: bytes) -> tuple[str, str, list[Choice]]:
-        """Route, pool, and that pool's backends in the order in which this request would try them.
+    def explain_request(
+        self, listener: str, source: str, head: bytes
+    ) -> tuple[str, str, list[Choice], tuple[Literal["directory", "redirect"], list[str]] | None]:
+        """Route, pool, and that pool's backends in the order in which this request would try them; what is
+        done instead of relaying it, and the URLs that are named, without their tickets.
 
         ``head`` is that of an HTTP/1.1 request. PlanError says why it would get no further.
         """
+    def report_load(self, pool: str, backend: str, busy: float | None) -> bool:
+        """What a backend says of itself: 0 is idle, 1 full; None: nothing. False if it is not there."""
     def ports(self) -> dict[str, dict[str, tuple[int, int]]]:
         """pool → backend → (outgoing ports in use, ports there are, over all source addresses)."""
     def drain(
