@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pybalancer._core import PacketRows
 from pybalancer.packet.generations import Generation, History, Member, Numbers, generation
 from tests.model import maglev
-from tests.model.packet import after
+from tests.model.packet import MOST_HOPS, after
 
 SECRET, SIZE = bytes(range(16)), 65537
 STEPS = (24, 30, 22)
-MOST_HOPS = 6
 DIRECTORS = 3
 NUMBERS = Numbers({f"host-{number}": number for number in range(1, 31)})
 

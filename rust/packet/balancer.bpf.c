@@ -51,7 +51,7 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 extern struct settings settings;     // read as memory: its place is known when the program is loaded
 extern u64 services, tables, backends, counters, of_services, of_backends;
 
-enum { WIDTH = 6, ID = 1023, MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4 };
+enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10, MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4 };
 struct mac { u16 part[3]; };
 struct interface { u32 index; struct mac mac; u16 zero; };
 struct settings {
@@ -455,19 +455,25 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
     return found;
 }
 
-// Who may have a connection that `me` has not: of the others in the row the first, or after so many hops
-// the one behind as many. By hops and not by one's own place, since hosts that have seen other changes have
-// other rows: the next one must not send back to where it came from. 0 if there is nobody else.
+// Who may have a connection that `me` has not: the next one behind `me` in the row, who owned the slot before,
+// and round. Hosts that have seen other changes have other rows, so a packet may come back; hence after each
+// four hops the one further on. 0 if there is nobody else.
 INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
-    u32 next = 0;
-    for (int i = 0; i < WIDTH; i++, entry >>= 10) {
-        u32 id = entry & ID;
-        if (!id || id == me) continue;
-        next = id;
-        if (!hops) break;
-        hops--;
+    u32 others = 0, begin = 0;
+    for (u32 place = 0; place < WIDTH; place++) {
+        u32 id = entry >> (10 * place) & ID;
+        if (id == me) begin = place + 1;
+        else if (id) others++;
     }
-    return next;
+    if (!others) return 0;
+    u32 skip = hops / 4 % others;
+    for (u32 step = 0; step < WIDTH; step++) {
+        u32 place = begin + step < WIDTH ? begin + step : begin + step - WIDTH;
+        u32 id = entry >> (10 * place) & ID;
+        if (!id || id == me) continue;
+        if (!skip--) return id;
+    }
+    return 0;
 }
 
 // To the stack, without what the director has put around it.
@@ -528,7 +534,7 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u64 hashed = hash(&flow);
     u32 next = next_of(row(service->number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
-    if (flow.hops >= WIDTH) return deliver(ctx, &flow, wrapped, HOPS);
+    if (flow.hops >= MOST_HOPS) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);
     if (verdict < 0) {
         count(-verdict);

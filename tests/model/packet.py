@@ -15,6 +15,7 @@ Address = IPv4Address | IPv6Address
 ICMP, IPIP, TCP, UDP, IP6, FRAGMENT, ICMP6 = 1, 4, 6, 17, 41, 44, 58
 EXTENSIONS = {0, 43, 51, 60}
 TAGS = {0x8100, 0x88A8}
+MOST_HOPS = 10
 
 
 @dataclass(frozen=True)
@@ -244,9 +245,10 @@ def strip(frame: bytes, flow: Flow) -> bytes:
 
 
 def after(row: tuple[int, ...], me: int, hops: int) -> int:
-    """Who is asked next: of the others in the row the one behind as many as were asked, or the last."""
-    others = [backend for backend in row if backend not in (0, me)]
-    return others[min(hops, len(others) - 1)] if others else 0
+    """Who is asked next: the one behind in the row, and round; after each four hops the one further on."""
+    mine = row.index(me) if me in row else -1
+    others = [backend for backend in (*row[mine + 1 :], *row[: max(mine, 0)]) if backend]
+    return others[hops // 4 % len(others)] if others else 0
 
 
 def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: False) -> Answer:
@@ -279,7 +281,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
             why = "delivered"
         elif not target:
             why = "delivered_unclaimed"
-        elif hops > 6:
+        elif hops > MOST_HOPS:
             why = "delivered_hops"
         if why:
             return Answer("pass", why, stay, flow)

@@ -7,15 +7,15 @@ every one that has begun must be found by way of every director.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 
 from pybalancer._core import PacketRows
 from pybalancer.packet.generations import History, Member, Numbers, generation
+from tests.model.packet import MOST_HOPS, after
 
 SIZE, SECRET = 1021, bytes(range(16))
-MOST_HOPS = 6
 NAMES = "abcdefgh"
 NUMBERS = Numbers({f"host {name}": number for number, name in enumerate(NAMES, 1)})
 
@@ -38,12 +38,6 @@ class Host:
         sets = self.history.seen_by(self.me) if self.me is not None else self.history.generations
         rows = PacketRows(NUMBERS.rows(sets), secret=SECRET, size=SIZE)
         self.rows = [rows.row(slot) for slot in range(SIZE)]
-
-
-def next_of(row: Sequence[int], me: int, hops: int) -> int:
-    """As ``next_of`` of the packet room."""
-    others = [number for number in row if number not in (0, me)]
-    return others[min(hops, len(others) - 1)] if others else 0
 
 
 class Site:
@@ -74,7 +68,7 @@ class Site:
         for hops in range(MOST_HOPS + 1):
             if here == owner:
                 return True
-            there = next_of(self.agents[NAMES[here - 1]].rows[slot], here, hops)
+            there = after(self.agents[NAMES[here - 1]].rows[slot], here, hops)
             if not there:
                 return False
             here = there
