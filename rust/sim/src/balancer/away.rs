@@ -48,6 +48,7 @@ impl Balancer {
                 journey: Journey::new(&rules, cx.now),
                 words: Words::default(),
                 answer: Hearing::default(),
+                found: held.len(),
                 asks: true,
             }),
         });
@@ -126,7 +127,7 @@ impl Balancer {
         let closed = away.words.hear(said, &mut answers);
         let waits = PLENTY - away.words.room(PLENTY);
         assert!(
-            waits <= bound.max(65536),
+            waits <= bound.max(away.found),
             "{waits} bytes wait, {bound} at most"
         );
         cx.ledger.seen.words += usize::from(waits > 0);
