@@ -16,6 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "rust/core": set(),
     "rust/engine": {"pybalancer-core"},
     "rust/bridge": {"pybalancer-core", "pybalancer-engine"},
+    "rust/sim": {"pybalancer-core"},
     "bench/wire": set(),
 }
 """Which crates of ours each may use."""

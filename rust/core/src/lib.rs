@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod rate;
 pub mod reattach;
 pub mod record;
+pub mod relay;
 pub mod route;
 pub mod shed;
 pub mod time;

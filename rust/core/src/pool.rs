@@ -253,6 +253,17 @@ impl Pool {
         }
     }
 
+    /// Whether a tunnel `here` would be placed elsewhere today. Where loads or turns decide, any other place
+    /// is as good.
+    pub fn is_misplaced(
+        &self,
+        draw: Draw,
+        load: impl Fn(usize) -> u32,
+        here: impl Fn(u16) -> bool,
+    ) -> bool {
+        self.policy != Policy::Maglev || self.pick(draw, load, &[]).is_some_and(|at| !here(at))
+    }
+
     fn pick_by_table(
         &self,
         hash: u64,

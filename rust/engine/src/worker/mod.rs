@@ -44,6 +44,7 @@ use std::time::Duration;
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
 use pybalancer_core::timers::Wheel;
+use pybalancer_core::ws::close::GOING_AWAY;
 use slab::Slab;
 
 use crate::clock::Clock;
@@ -359,7 +360,7 @@ impl Worker {
         let framed = |slot: &u32| self.tunnels.get(*slot as usize).is_some_and(|t| t.framed);
         let slots: Vec<u32> = self.slots().into_iter().filter(framed).collect();
         for slot in &slots {
-            self.close_websocket(*slot, closing::GOING_AWAY, Reason::Shutdown);
+            self.close_websocket(*slot, GOING_AWAY, Reason::Shutdown);
         }
         self.finish_at = Some(self.now + GOODBYE);
         !slots.is_empty()
