@@ -125,6 +125,8 @@ class ReconnectingSocket:
         self._options, self._comeback, self._chance = options, comeback, chance
         self._connection: WebSocketConnection | None = None
         self._unread: deque[str | bytes] = deque()
+        self._heard = 0
+        """Messages that have come."""
         self._changed = trio.Event()
         self._end: tuple[int, str] | None = None
         self._problem: Exception | None = None
@@ -327,15 +329,18 @@ class ReconnectingSocket:
             while len(self._unread) >= _UNREAD:
                 await self._changed.wait()
             self._unread.append(await connection.get_message())
+            self._heard += 1
             self._tell()
 
     async def _beat(self, connection: WebSocketConnection, every: float, scope: trio.CancelScope) -> None:
         while True:
             await trio.sleep(every)
+            heard = self._heard
             with trio.move_on_after(every) as patience, suppress(ConnectionClosed):
                 await connection.ping()
-            # Where nobody receives, no pong is read either.
-            if patience.cancelled_caught and len(self._unread) < _UNREAD:
+            # Any message is a sign of life. Where nobody receives, nothing is read, pongs neither.
+            silent = self._heard == heard and len(self._unread) < _UNREAD
+            if patience.cancelled_caught and silent:
                 scope.cancel()
 
 
