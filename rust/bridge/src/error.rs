@@ -25,7 +25,7 @@ create_exception!(
     pybalancer._core,
     PacketError,
     PyRuntimeError,
-    "The kernel refuses packet mode something, or it was asked for something that cannot be; says what to do."
+    "The kernel refuses packet mode something, or it was asked for what cannot be; says what to do."
 );
 
 /// A `PlanError` that says so.
