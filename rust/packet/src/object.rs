@@ -108,7 +108,7 @@ mod tests {
         let code = code("xdp/director").unwrap();
         let linked = code.link(|_| Some(0x0102_0304)).unwrap();
         for (name, kind) in [("tables", 1), (IN_PLACE, 2)] {
-            let (at, _) = code.maps.iter().find(|(map, _)| map == name).unwrap();
+            let (at, _) = code.maps.iter().find(|(_, map)| map == name).unwrap();
             assert_eq!(linked[at + 1] >> 4, kind, "{name}");
             assert_eq!(linked[at + 4..at + 8], [4, 3, 2, 1]);
         }
