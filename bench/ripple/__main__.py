@@ -18,10 +18,10 @@ import sys
 
 import trio
 
-from bench.ripple.report import report, write
+from bench.ripple.report import report
 from bench.ripple.run import Settings, run
 from bench.ripple.ways import WAYS, Terms, Way
-from bench.wire.__main__ import RESULTS
+from bench.sections import write
 
 
 def chosen(only: list[str] | None) -> list[Way]:
@@ -65,7 +65,7 @@ def main() -> None:
     else:
         print("\n".join(lines))
     if options.write:
-        write(lines, RESULTS)
+        write("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bench.ripple.run import BACKENDS, Disturbance, Result, Settings
 from bench.ripple.ways import PAUSE
 from bench.wire.__main__ import versions
@@ -165,9 +163,3 @@ def report(results: list[Result], settings: Settings) -> list[str]:
         *reloads(results, settings),
         "",
     ]
-
-
-def write(lines: list[str], path: Path) -> None:
-    """The section takes the place of the one that was there. It is the file's last."""
-    kept = path.read_text().split(f"\n{HEADING}\n")[0].rstrip("\n") if path.exists() else "# Measured costs"
-    path.write_text(kept + "\n\n" + "\n".join(lines))

@@ -25,10 +25,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.sections import RESULTS, behind
 from bench.wire.cases import CASES, Case
 from bench.wire.proxies import CONTESTANTS, PROGRAMS, ROOT, Proxy, Start, contestants, first_line
 
-RESULTS = ROOT / "bench" / "RESULTS.md"
 PEERS = ("haproxy", "haproxy-splice", "nginx")
 
 
@@ -167,10 +167,9 @@ def main() -> None:
             print("\n".join(lines), flush=True)
             text += lines
     if not options.only and not options.mode:
-        # What `make bench-ripple` wrote stands behind, and stays.
+        # What others wrote stands behind, and stays.
         before = RESULTS.read_text() if RESULTS.exists() else ""
-        _, heading, ripple = before.partition("\n## Ripple restart\n")
-        RESULTS.write_text("\n".join(text) + heading + ripple)
+        RESULTS.write_text("\n".join([*text, behind(before, "## mode = ")]))
 
 
 if __name__ == "__main__":
