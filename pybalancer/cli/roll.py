@@ -113,7 +113,9 @@ def roll(
             "--resume goes on with a roll as it is: not with --anew, --dry-run or --backend"
         )
     if command is None and not resume:
-        raise exits.UsageError("--exec: which command? For example --exec 'systemctl restart app@{name}'")
+        raise exits.UsageError(
+            "with which command? for example: pybalancer roll chat --exec 'systemctl restart app@{name}'"
+        )
     given = {
         "command": command,
         "shell": shell or None,
@@ -191,7 +193,7 @@ class _Prepared:
             settings = check(pool, order, backends, page.max_down, page.timeout, self.terms, force=page.force)
         except ValueError as error:
             raise exits.UsageError(str(error)) from None
-        return Roll(order, settings, now, page.steps)  # type: ignore[arg-type]
+        return Roll(order, settings, now, page.steps)
 
 
 def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, json: bool) -> int:
@@ -230,10 +232,12 @@ def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, jso
     for column in ("backend", "now"):
         table.add_column(column)
     table.add_column("tunnels", justify="right")
-    table.add_column("command")
-    for row in planned(order, commands, seen):
+    for row in planned(order, seen):
         table.add_row(*row)
     console.print(table)
+    for name in order:
+        if not seen[name].draining:
+            print(f"{name}: {commands[name]}")
     for name in order:
         short = shortfall(seen[name].tunnels, over=terms.over, deadline=terms.deadline, rate=terms.rate)
         warn([f"{name}: {short}"] if short and not seen[name].draining else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -107,8 +108,10 @@ def state(roll: Roll, pool: RemotePool, name: str) -> list[str]:
     if untouched:
         lines.append(f"untouched: {', '.join(untouched)}")
     if drained or untouched:
-        lines.append(f"go on with: pybalancer roll {name} --resume")
-    lines += [f"or take it back with: pybalancer undrain --pool {name} --backend {each}" for each in drained]
+        lines.append(f"go on with: {shlex.join(['pybalancer', 'roll', name, '--resume'])}")
+    for each in drained:
+        undrain = ["pybalancer", "undrain", "--pool", name, "--backend", each]
+        lines.append(f"or take it back with: {shlex.join(undrain)}")
     return lines
 
 
@@ -121,13 +124,11 @@ def complain(lines: list[str]) -> None:
         pass
 
 
-def planned(order: list[str], commands: Mapping[str, str], backends: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of a dry run: backend, state, tunnels, command."""
+def planned(order: list[str], backends: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of a dry run: backend, state, tunnels."""
     rows = []
     for name in order:
         seen = backends[name]
-        health = ("up" if seen.up else f"down: {seen.reason}") + (
-            ", drained: skipped" if seen.draining else ""
-        )
-        rows.append([name, health, f"{seen.tunnels:,}", "" if seen.draining else commands[name]])
+        health = "up" if seen.up else f"down: {seen.reason}"
+        rows.append([name, health + (", drained: skipped" if seen.draining else ""), f"{seen.tunnels:,}"])
     return rows

@@ -1,5 +1,6 @@
 """``pybalancer shed``."""
 
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -77,7 +78,8 @@ def shed(
         try:
             answer["drain"] = watch(client, answer, quiet=json)
         except KeyboardInterrupt:
-            print(f"it goes on by itself: `pybalancer undrain --pool {pool}` stops it", file=sys.stderr)
+            undrain = shlex.join(["pybalancer", "undrain", "--pool", pool])
+            print(f"it goes on by itself: `{undrain}` stops it", file=sys.stderr)
             raise
     if json:
         print_json({key: value for key, value in answer.items() if key not in ("pid", "started")})

@@ -26,6 +26,7 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
     else:
         console = make_console()
         _show_summary(console, content)
+        _show_drains(console, content["drains"])
         _show_listeners(console, content["listeners"])
         _show_requests(console, [one for one in content["listeners"] if one["mode"] != "tcp"])
         _show_sent(console, content["listeners"])
@@ -46,6 +47,16 @@ def _show_summary(console: "Console", status: dict[str, Any]) -> None:
         console.print(f"the last reload failed, the plan before it runs on:\n{reload['error']}", style="red")
 
 
+def _show_drains(console: "Console", drains: list[dict[str, Any]]) -> None:
+    """Those that run: what is drained and has nothing left is said where it stands."""
+    from pybalancer.cli.progress import left
+
+    for drain in drains:
+        if drain["state"] == "running":
+            what = "shedding from" if drain["kind"] == "shed" else "draining"
+            console.print(f"{what} {drain['what']}: {left(drain)}", style="yellow")
+
+
 def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
@@ -58,7 +69,8 @@ def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None
         refused = {reason: count for reason, count in listener["refused"].items() if count}
         table.add_row(
             listener["name"],
-            listener["bound"] or f"{listener['bind']} (closed)",
+            (listener["bound"] or f"{listener['bind']} (closed)")
+            + (", drained" if listener["draining"] else ""),
             ", ".join(_pools(listener)),
             str(listener["active"]),
             str(listener["accepted"]),
@@ -126,12 +138,12 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from", *more):
         table.add_column(column, justify="right")
     for backend in pool["backends"]:
-        up = backend["state"] == "up"
+        style = "red" if backend["state"] != "up" else "yellow" if backend["draining"] else "green"
         ports = f"{backend['ports_used']}/{backend['ports_total']}" if backend["ports_total"] else "-"
         table.add_row(
             backend["name"],
             backend["address"],
-            Text(_health(backend), style="green" if up else "red"),
+            Text(_health(backend) + (", drained" if backend["draining"] else ""), style=style),
             f"{backend['share']:.1%}",
             str(backend["active"]),
             str(backend["opened"]),

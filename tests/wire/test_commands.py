@@ -90,6 +90,10 @@ def test_drain_says_what_it_has_begun(serving: Serving) -> None:
     assert said == f"draining chat/app-2: {count} tunnels over 300 s, at most 1.66667/s, cut after 3600 s\n"
     (drain,) = serving.status()["drains"]
     assert (drain["state"], drain["code"]) == ("running", 4000)
+    shown = fine(serving, "status")
+    assert f"\ndraining chat/app-2: left {drain['left']} of {count}, " in shown
+    assert "app-2" in next(line for line in shown.splitlines() if "up, drained" in line)
+    assert shown.count("up, drained") == 1
     said = fine(serving, "undrain", "--backend", "app-2")
     assert "stopped: closed " in said
     assert all(visitor.echoes() for visitor in visitors if visitor.backend != "app-2")
