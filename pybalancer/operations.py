@@ -16,7 +16,7 @@ from pybalancer import _core, targets
 from pybalancer.config.compile import drain_rate, resolve
 from pybalancer.config.model import Config
 from pybalancer.config.secret import SECRETS, read_secret, secret_digest
-from pybalancer.errors import DrainError
+from pybalancer.errors import DrainError, PybalancerError
 from pybalancer.policy import rebalance
 from pybalancer.policy.draining import Draining, Terms, shortfall, terms_of
 from pybalancer.status import DrainResult, DrainStatus, RollResult, ShedResult, Status, drain_status, drains
@@ -53,6 +53,7 @@ class Operations:
     _stats: Stats
     _watcher: HealthWatcher
     _applying: trio.Lock
+    _stopping: bool
 
     def __init__(self) -> None:
         self._draining = Draining()
@@ -75,9 +76,21 @@ class Operations:
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
-        """What is done in here is done to what runs; a process that takes over goes on with all of it."""
+        """What is done in here is done to what runs; a process that takes over goes on with all of it.
+
+        Raises PybalancerError where it is ending: what is asked for would be said to be done, and end with it.
+        """
         async with self._applying:
-            yield
+            self._not_ending()
+            try:
+                yield
+            except _core.EngineError:
+                self._not_ending()
+                raise
+
+    def _not_ending(self) -> None:
+        if self._stopping:
+            raise PybalancerError("this balancer is ending: nothing can be changed any more")
 
     def _drains(self) -> list[DrainStatus]:
         try:

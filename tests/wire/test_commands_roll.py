@@ -413,6 +413,32 @@ def test_the_balancer_is_killed_and_another_started(
     assert (fleet.restarts, drained(another)) == (list(NAMES), set())
 
 
+def test_a_balancer_that_is_ending_is_waited_for(
+    serving: Serving, serve: Serve, file: Path, fleet: Services, roll: Start
+) -> None:
+    """It answers to the last moment, and takes no orders: that is no failure of the backend's."""
+    visitors = visit(serving.address, 3)
+    fleet.hold("app-1")
+    rolling = roll("--deadline", "0")
+    fleet.reached("app-1")
+    serving.signal(signal.SIGTERM)
+    serving.line("draining everything")
+    fleet.release("app-1")
+    rolling.says("app-1: waiting until it is up")
+    rolling.says(next(line for line in iter(lambda: _line(rolling), "") if "is ending" in line))
+    asked = {command: serving.ask(*command.split()) for command in ("drain app-2", "undrain app-2", "reload")}
+    for command, answer in asked.items():
+        ending = "pybalancer: this balancer is ending: nothing can be changed any more\n"
+        assert (answer.returncode, answer.stderr) == (1, ending), command
+    for visitor in visitors:
+        visitor.socket.close()
+    assert serving.wait() == 0
+    another = serve(file)
+    lines = done(rolling)
+    assert lines[-1].startswith("rolled pool chat: 3 backends")
+    assert (fleet.restarts, drained(another)) == (list(NAMES), set())
+
+
 def _line(rolling: Rolling) -> str:
     assert rolling.process.stdout is not None
     line = rolling.process.stdout.readline().rstrip("\n")
