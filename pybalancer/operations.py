@@ -14,8 +14,8 @@ import trio
 
 from pybalancer import _core, targets
 from pybalancer.config.compile import drain_rate, resolve
-from pybalancer.config.model import Config
-from pybalancer.config.secret import SECRETS, read_secret, secret_digest
+from pybalancer.config.model import Config, PoolConfig
+from pybalancer.config.secret import SECRETS, read_secret, secret_digest, ticket_digest
 from pybalancer.errors import DrainError, PybalancerError
 from pybalancer.policy import rebalance
 from pybalancer.policy.draining import Draining, Terms, shortfall, terms_of
@@ -483,10 +483,23 @@ class Operations:
         self._live()
         wanted = await trio.to_thread.run_sync(self._load, config)
         ours = {key: getattr(self._config.balancer, key) for key in SECRETS}
-        wanted = wanted.model_copy(update={"balancer": wanted.balancer.model_copy(update=ours)})
+        pools = {name: self._with_our_ticket_secret(name, pool) for name, pool in wanted.pools.items()}
+        wanted = wanted.model_copy(
+            update={"balancer": wanted.balancer.model_copy(update=ours), "pools": pools}
+        )
         same = digest is None or hmac.compare_digest(digest, secret_digest(self._secret))
         # With any other secret as many keys move.
         return await self._differ(wanted, self._secret if same else os.urandom(16))
+
+    def _with_our_ticket_secret(self, name: str, wanted: PoolConfig) -> PoolConfig:
+        """With the one that runs, if the digest in its place is that one's."""
+        mine = self._config.pools[name].direct.ticket_secret if name in self._config.pools else None
+        given = wanted.direct.ticket_secret
+        if mine is None or given is None:
+            return wanted
+        if not hmac.compare_digest(given.get_secret_value(), ticket_digest(mine.get_secret_value())):
+            return wanted
+        return wanted.model_copy(update={"direct": wanted.direct.model_copy(update={"ticket_secret": mine})})
 
     async def _differ(self, wanted: Config, secret: bytes) -> Diff:
         from pybalancer.diff import difference

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pybalancer.config.secret import ticket_digest
+
 from .net import PATIENCE, until
 from .services import Services, Visitor, services, visit
 from .serving import Serve, Serving, environment_in
@@ -295,6 +297,31 @@ def test_diff_knows_whether_the_secret_is_another(serve: Serve, file: Path, tmp_
         serving.close()
 
 
+def direct(text: str, **keys: str) -> str:
+    """That file with tickets, for clients that are sent to a backend."""
+    given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+    first, *rest = text.split("[[pools.chat.backends]]\n")
+    url = 'public_url = "ws://node.example"\n'
+    section = f'[pools.chat.direct]\nticket = true\n{given}'
+    return "".join([first, section, *(f"[[pools.chat.backends]]\n{url}{each}" for each in rest)])
+
+
+def test_diff_knows_whether_the_secret_of_tickets_is_another(
+    serve: Serve, file: Path, tmp_path: Path
+) -> None:
+    text = file.read_text()
+    file.write_text(direct(text, ticket_secret="ab" * 32))
+    serving = serve(file)
+    serving.line("admin interface")
+    new = tmp_path / "new.toml"
+    new.write_text(direct(text, ticket_secret="AB" * 32))
+    assert fine(serving, "diff", new) == "nothing changes\n"
+    new.write_text(direct(text, ticket_secret="cd" * 32))
+    assert fine(serving, "diff", new).startswith("pool chat changed\n")
+    new.write_text(direct(text, ticket_secret=ticket_digest("ab" * 32)))
+    assert fine(serving, "diff", new).startswith("pool chat changed\n")
+
+
 def test_102_diff_of_a_file_that_is_wrong(serving: Serving, tmp_path: Path, file: Path) -> None:
     new = tmp_path / "new.toml"
     new.write_text(file.read_text().replace("policy", "polcy"))
@@ -308,9 +335,12 @@ def test_102_diff_of_a_file_that_is_wrong(serving: Serving, tmp_path: Path, file
 
 
 def test_102_diff_does_not_send_secrets(serving: Serving, tmp_path: Path, file: Path) -> None:
-    secret, token = "1234567890abcdef" * 2, "a-token-of-some-length"
+    secret, token, tickets = "1234567890abcdef" * 2, "a-token-of-some-length", "fedcba0987654321" * 4
     new = tmp_path / "new.toml"
-    new.write_text(f'balancer = {{ secret = "{secret}", admin_token = "{token}" }}\n' + file.read_text())
+    new.write_text(
+        f'balancer = {{ secret = "{secret}", admin_token = "{token}" }}\n'
+        + direct(file.read_text(), ticket_secret=tickets)
+    )
     trace = tmp_path / "sitecustomize.py"
     trace.write_text(
         "import json, os\n"
@@ -326,3 +356,4 @@ def test_102_diff_does_not_send_secrets(serving: Serving, tmp_path: Path, file: 
     assert '"config"' in done.stderr
     assert secret not in done.stderr
     assert token not in done.stderr
+    assert tickets not in done.stderr
