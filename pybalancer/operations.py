@@ -78,7 +78,7 @@ class Operations:
     async def _changing(self) -> AsyncIterator[None]:
         """What is done in here is done to what runs; a process that takes over goes on with all of it.
 
-        Raises PybalancerError where it is ending: what is asked for would be said to be done, and end with it.
+        Raises PybalancerError where it is ending: what was said to be done would end with it.
         """
         async with self._applying:
             self._not_ending()

@@ -73,7 +73,9 @@ class Journal:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Pools may be named as they like.
             path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', pool)[:60]}-{digest}.json"
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(
+                path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,7 +89,7 @@ def test_an_empty_line_for_the_shell_is_none_either() -> None:
     ],
 )
 def test_a_program_that_is_missing_is_seen_beforehand(line: str, says: str) -> None:
-    assert re.match(says, Command(line).missing(VALUES) or "")
+    assert re.search(says, Command(line).missing(VALUES) or "")
     assert Command(line, shell=True).missing(VALUES) is None
     assert Command(python("pass")).missing(VALUES) is None
 

@@ -155,7 +155,7 @@ def test_ctrl_c_ends_the_waiting_not_the_drain(serving: Serving) -> None:
     _, said = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 130
     if said:  # It may not have come to the waiting yet.
-        assert said == "it goes on by itself: `pybalancer undrain` stops it\n"
+        assert said == "it goes on by itself: `pybalancer undrain app-1` stops it\n"
     (drain,) = serving.status()["drains"]
     assert drain["state"] == "running"
     close(visitors)
@@ -302,7 +302,7 @@ def direct(text: str, **keys: str) -> str:
     given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
     first, *rest = text.split("[[pools.chat.backends]]\n")
     url = 'public_url = "ws://node.example"\n'
-    section = f'[pools.chat.direct]\nticket = true\n{given}'
+    section = f"[pools.chat.direct]\nticket = true\n{given}"
     return "".join([first, section, *(f"[[pools.chat.backends]]\n{url}{each}" for each in rest)])
 
 
