@@ -1,6 +1,7 @@
 """``pybalancer roll``."""
 
 import dataclasses
+import os
 import shlex
 import signal
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from pybalancer.cli.options import (
 if TYPE_CHECKING:
     import trio
 
+    from pybalancer.admin.address import TcpAddress, UnixAddress
     from pybalancer.admin.client import Client
     from pybalancer.admin.pool import RemotePool
     from pybalancer.cli.journal import Journal, Page
@@ -132,12 +134,19 @@ def roll(
     client = find(admin, config, timeout=ANSWER_SECONDS)
     if dry_run:
         return _plan(client, pool, Page(**changed), backend or [], json=json)
-    with Journal.of(str(client.address), pool) as journal:
+    with Journal.of(_whole(client.address), pool) as journal:
         page = _page(journal, pool, changed, resume=resume, anew=anew)
         prepared = _Prepared(client, pool, page)
         page = dataclasses.replace(page, steps=prepared.steps(page, backend or [], anew=anew))
         ended = _roll(client, pool, page, prepared, backend or [], journal, quiet=json)
     return ended.tell(pool, admin, config, json=json)
+
+
+def _whole(address: "TcpAddress | UnixAddress") -> str:
+    """The same from whichever directory: it says which roll is gone on with, and which one runs."""
+    from pybalancer.admin.address import TcpAddress
+
+    return str(address) if isinstance(address, TcpAddress) else f"unix:{os.path.realpath(address.path)}"
 
 
 def _page(journal: "Journal", pool: str, changed: dict[str, Any], *, resume: bool, anew: bool) -> "Page":

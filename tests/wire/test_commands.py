@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,42 @@ def test_who_waits_is_told_that_somebody_has_stopped_it(serving: Serving) -> Non
     assert said.startswith("the drain of chat/app-1 was stopped by somebody: closed ")
     assert "still there" in said
     close(visitors)
+
+
+def test_who_waits_is_told_what_was_left_when_the_balancer_ended(serving: Serving) -> None:
+    visitors = visit(serving.address, 12, NAMES)
+    count = sum(visitor.backend == "app-1" for visitor in visitors)
+    # It looks more than once before it ends: what it shows on a terminal says that it waits.
+    ours, theirs = pty.openpty()
+    given = ("drain", "app-1", "--over", "1h", "--deadline", "2h")
+    waiting = interruptible(serving, *given, stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    assert b"left" in os.read(ours, 4096)
+    serving.process.kill()
+    serving.wait()
+    _, said = waiting.communicate(timeout=PATIENCE)
+    os.close(ours)
+    assert waiting.returncode == 1
+    told = rf"pybalancer: \d+ of {count} tunnels were left when the balancer last answered: "
+    assert re.match(told, said)
+    close(visitors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("drain", "app-1", "--over", "2s", "--deadline", "1s"), "the deadline of a drain (1 s) comes after"),
+        (("drain", "app-1", "--code", "1006"), "1006 may not be sent in a Close"),
+        (("undrain", "app-1", "--slow-start", "401d"), "longer than 400 days"),
+    ],
+)
+def test_what_the_balancer_finds_wrong_with_a_question_is_usage(
+    serving: Serving, arguments: tuple[str, ...], says: str
+) -> None:
+    answer = serving.ask(*arguments)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert says in answer.stderr
+    assert not any(backend["draining"] for backend in backends(serving).values())
 
 
 def test_a_terminal_sees_how_far_it_is(serving: Serving) -> None:

@@ -285,7 +285,9 @@ def test_a_command_that_cannot_be_run_costs_nobody_a_drain(
     assert journals(serving) == []
 
 
-def test_what_is_told_to_type_asks_the_same_balancer(serving: Serving, roll: Start, file: Path) -> None:
+def test_what_is_told_to_type_asks_the_same_balancer(
+    serving: Serving, fleet: Services, roll: Start, file: Path
+) -> None:
     del serving.environment["RUNTIME_DIRECTORY"]
     socket = f"unix:{file.parent}/run/admin.sock"
     code, _, complained = roll("--admin", socket, command="/bin/false").end()
@@ -294,6 +296,10 @@ def test_what_is_told_to_type_asks_the_same_balancer(serving: Serving, roll: Sta
         f"pybalancer: go on with: pybalancer roll chat --resume --admin {socket}",
         f"pybalancer: or take it back with: pybalancer undrain --pool chat --backend app-1 --admin {socket}",
     ]
+    # However its address is written.
+    other = f"{file.parent}/run/../run/admin.sock"
+    done(roll("--resume", "--exec", fleet.command, "--admin", other))
+    assert fleet.restarts == list(NAMES)
 
 
 def test_a_backend_that_does_not_come_up_stops_it(serving: Serving, fleet: Services, roll: Start) -> None:
