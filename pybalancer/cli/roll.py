@@ -316,7 +316,8 @@ def _roll(
             lambda steps: journal.write(dataclasses.replace(page, steps=dict(steps))),
         )
         view.end()
-        result, seconds = log.result(pool, machine), trio.current_time() - began
+        result = log.result(pool, machine, "interrupted" if run.ended else "failed")
+        seconds = trio.current_time() - began
         return _Ended(machine, remote, view, result, problem, run.ended, seconds)
 
     ended = trio.run(main)

@@ -321,11 +321,11 @@ def test_the_result_has_why_and_what_was_said_of_each() -> None:
     log.tell({"event": "moved", "backend": "a", "from": "checking", "to": "done", "why": "it is up"})
     log.tell({"event": "output", "backend": "a", "output": "restarted", "error": None})
     log.tell({"event": "progress", "backend": "b"})
-    result = log.result("chat", roll)
+    result = log.result("chat", roll, "interrupted")
     assert passed == ["moved", "output", "progress"]
     assert result.to_dict() == {
         "pool": "chat",
-        "outcome": "running",
+        "outcome": "interrupted",
         "steps": [
             {"backend": "a", "step": "done", "why": "it is up", "output": "restarted"},
             {"backend": "b", "step": "waiting", "why": "", "output": ""},
