@@ -7,7 +7,10 @@ use pybalancer_core::flow::Secret;
 
 use crate::error::{PacketError, refused};
 use crate::grace::Grace;
-use crate::layout::{self, BACKEND_WORDS, HOP_WORDS, LAYOUT, LIVE_WORD, MAX_ID, ME_WORD};
+use crate::layout::{
+    self, BACKEND_WORDS, HOP_WORDS, INTERFACE_TRIES, INTERFACE_WORD, LAYOUT, LIVE_WORD, MAX_ID,
+    MAX_INTERFACES, ME_WORD,
+};
 use crate::loader::{self, Maps};
 use crate::sys::{self, Shared};
 
@@ -64,6 +67,44 @@ impl Kernel {
     pub fn set_me(&self, id: u16) {
         if let Some(place) = self.settings.word(ME_WORD) {
             place.store(u32::from(id), Ordering::Release);
+        }
+    }
+
+    /// The words of an interface, or with 0 of an empty place for it.
+    fn interface(&self, number: u32, wanted: u32) -> Option<usize> {
+        let place = |step| ((number + step) % MAX_INTERFACES) as usize * 3 + INTERFACE_WORD;
+        (0..INTERFACE_TRIES)
+            .map(place)
+            .find(|at| word(&self.settings, *at) == wanted)
+    }
+
+    /// Handle what comes by an interface for this MAC.
+    pub fn set_interface(&self, number: u32, mac: [u8; 6]) -> Result<(), PacketError> {
+        let found = self.interface(number, number);
+        let at = found.or_else(|| self.interface(number, 0)).ok_or_else(|| {
+            PacketError::new("too many interfaces have a program: detach it from one of them")
+        })?;
+        let index = self
+            .settings
+            .word(at)
+            .ok_or_else(|| PacketError::new("the settings are too short"))?;
+        let mac = layout::interface(mac);
+        let mut words = mac.chunks_exact(4).zip(at + 1..);
+        let same = words.all(|(four, place)| four == word(&self.settings, place).to_ne_bytes());
+        if found.is_none() || !same {
+            // While the MAC is written the interface is nobody's, and its packets go to the stack.
+            index.store(0, Ordering::SeqCst);
+            self.settings.write(at + 1, &mac);
+            index.store(number, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Leave what comes by an interface alone.
+    pub fn drop_interface(&self, number: u32) {
+        let found = self.interface(number, number);
+        if let Some(index) = found.and_then(|at| self.settings.word(at)) {
+            index.store(0, Ordering::SeqCst);
         }
     }
 

@@ -59,8 +59,8 @@ pub const REASONS: [(&str, &str); 15] = [
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
 /// service, count of a backend, number of reasons.
 pub const LAYOUT: [u32; 8] = [
-    40 + 4 * MAX_SERVICES,
-    8,
+    40 + 4 * MAX_SERVICES + 12 * MAX_INTERFACES,
+    12,
     20,
     8,
     128,
@@ -100,6 +100,10 @@ pub fn settings(secret: &Secret, size: u32) -> [u8; 36] {
 pub const ME_WORD: usize = 9;
 /// From which word on it says which table of each service is live.
 pub const LIVE_WORD: usize = 10;
+/// From which word on it has the interfaces, three words each.
+pub const INTERFACE_WORD: usize = LIVE_WORD + MAX_SERVICES as usize;
+/// How many places an interface may lie in.
+pub const INTERFACE_TRIES: u32 = 4;
 
 /// Protocols that services can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +150,7 @@ pub fn service(number: u32, mtu: u32) -> [u8; 8] {
     value
 }
 
-/// `struct interface`
+/// `struct interface`, behind its number.
 pub fn interface(mac: [u8; 6]) -> [u8; 8] {
     let [a, b, c, d, e, f] = mac;
     [a, b, c, d, e, f, 0, 0]
