@@ -9,17 +9,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import trio
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
-    HandshakeError,
     WebSocketConnection,
     wrap_client_stream,
 )
-from wsproto.utilities import ProtocolError
 
 from pybalancer.client import rules
 from pybalancer.client.dial import Wire, dial
@@ -126,30 +124,37 @@ class ReconnectingSocket:
         """The backend's name, if the directory told it."""
         self._options, self._comeback, self._chance = options, comeback, chance
         self._connection: WebSocketConnection | None = None
+        self._wire: Wire | None = None
+        """What is below it."""
         self._unread: deque[str | bytes] = deque()
+        self._heard = 0
+        """Messages that have come."""
         self._changed = trio.Event()
         self._end: tuple[int, str] | None = None
+        self._problem: Exception | None = None
+        """What ``on_open`` has raised."""
         self._life = trio.CancelScope(shield=True)
         """Of ``_run``. Shielded, so that who is cancelled can still say Close; ``connect`` cancels it."""
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection just now."""
-        return self._connection is not None and self._connection.closed is None
+        return self._open() is not None
 
     async def send(self, message: str | bytes) -> None:
         """Hand a message to the connection; wait for one while there is none.
 
         It goes to one connection once and is never sent again: if that is lost meanwhile, it may or may not
-        have arrived. Raises ``ConnectionEnded`` when it is over.
+        have arrived. If this is cancelled when it has begun to go out, that connection is lost. Raises
+        ``ConnectionEnded`` when it is over.
         """
         if not isinstance(message, str | bytes):
             raise TypeError(f"a message is str or bytes, not {type(message).__name__}")
         while True:
             if self._end is not None:
                 raise ConnectionEnded(*self._end)
-            connection = self._connection
-            if connection is not None and connection.closed is None:
+            connection = self._open()
+            if connection is not None:
                 with suppress(ConnectionClosed):
                     await connection.send_message(message)
                 return
@@ -189,6 +194,13 @@ class ReconnectingSocket:
                 await connection.aclose(code, reason)
         self._life.cancel()
 
+    def _open(self) -> WebSocketConnection | None:
+        """The connection that takes messages; also after a send that was cancelled there is none at once."""
+        connection, wire = self._connection, self._wire
+        if connection is None or connection.closed is not None or wire is None or wire.stream.ended.is_set():
+            return None
+        return connection
+
     def _over(self, code: int, reason: str) -> None:
         if self._end is None:
             self._end = (code, reason)
@@ -203,6 +215,8 @@ class ReconnectingSocket:
         with self._life:
             while True:
                 code, reason, after = await self._attempt()
+                if self._problem is not None:
+                    raise self._problem
                 now = trio.current_time() * 1000.0
                 delay = self._comeback.wait(now, self._chance(), code, reason, after)
                 if delay is None:
@@ -229,30 +243,18 @@ class ReconnectingSocket:
         except* ConnectionRejected as group:
             # It comes from the library's reader, through the nursery.
             end = _refused(plain(group))
-        except* (HandshakeError, ProtocolError):
-            # Of the reader too, as when it answers a ping during the closing handshake. The end is known.
+        except* Exception:  # noqa: S110 - whatever it is, the connection is lost, and that is told
+            # Of the reader too, which lets out what its parsers raise for what a server has sent.
             pass
         finally:
             await trio.aclose_forcefully(wire.stream)
         return end
 
     async def _converse(self, nursery: trio.Nursery, wire: Wire) -> tuple[int, str, float | None]:
-        options = self._options
-        try:
-            with trio.fail_after(options.timeout):
-                connection = await wrap_client_stream(
-                    nursery,
-                    wire.stream,
-                    wire.host,
-                    wire.resource,
-                    subprotocols=options.protocols,
-                    extra_headers=[
-                        (name.encode(), value.encode()) for name, value in options.headers.items()
-                    ],
-                    max_message_size=options.max_message,
-                )
-        except (HandshakeError, ConnectionClosed, OSError, trio.BrokenResourceError, trio.TooSlowError):
+        connection = await self._shake_hands(nursery, wire)
+        if connection is None:
             return NO_CLOSE, "", None
+        self._wire = wire
         try:
             code, reason = await self._live(connection)
         finally:
@@ -261,6 +263,33 @@ class ReconnectingSocket:
             # `aclose` needs the library's reader for the closing handshake, and cancels this after it.
             await trio.sleep_forever()
         return code, reason, None
+
+    async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> WebSocketConnection | None:
+        """The opening handshake; None if the other side ends it, or has not answered in time."""
+        options = self._options
+        connection: WebSocketConnection | None = None
+
+        async def watch(over: trio.CancelScope) -> None:
+            await wire.stream.ended.wait()
+            over.cancel()
+
+        with trio.move_on_after(options.timeout):
+            async with trio.open_nursery() as race:
+                race.start_soon(watch, race.cancel_scope)
+                connection = await wrap_client_stream(
+                    nursery,
+                    # Any stream will do; the library's types name two.
+                    cast("trio.SocketStream", wire.stream),
+                    wire.host,
+                    wire.resource,
+                    subprotocols=options.protocols,
+                    extra_headers=[
+                        (name.encode(), value.encode()) for name, value in options.headers.items()
+                    ],
+                    max_message_size=options.max_message,
+                )
+                race.cancel_scope.cancel()
+        return connection
 
     async def _find(self) -> Found | Told:
         options = self._options
@@ -285,14 +314,25 @@ class ReconnectingSocket:
             if self._options.heartbeat is not None:
                 nursery.start_soon(self._beat, connection, self._options.heartbeat, nursery.cancel_scope)
             with suppress(ConnectionClosed):
-                if self._options.on_open is not None:
-                    await self._options.on_open(connection)
-                self._connection = connection
-                self._tell()
-                await self._take(connection)
+                await self._greet(connection)
+                if self._problem is None:
+                    self._connection = connection
+                    self._tell()
+                    await self._take(connection)
             nursery.cancel_scope.cancel()
         reason = connection.closed
         return (NO_CLOSE, "no pong") if reason is None else (int(reason.code), reason.reason or "")
+
+    async def _greet(self, connection: WebSocketConnection) -> None:
+        if self._options.on_open is None:
+            return
+        try:
+            await self._options.on_open(connection)
+        except ConnectionClosed:
+            raise
+        except Exception as error:
+            # Kept apart from what the library raises: this is the caller's.
+            self._problem = error
 
     async def _take(self, connection: WebSocketConnection) -> None:
         while True:
@@ -300,15 +340,18 @@ class ReconnectingSocket:
             while len(self._unread) >= _UNREAD:
                 await self._changed.wait()
             self._unread.append(await connection.get_message())
+            self._heard += 1
             self._tell()
 
     async def _beat(self, connection: WebSocketConnection, every: float, scope: trio.CancelScope) -> None:
         while True:
             await trio.sleep(every)
+            heard = self._heard
             with trio.move_on_after(every) as patience, suppress(ConnectionClosed):
                 await connection.ping()
-            # Where nobody receives, no pong is read either.
-            if patience.cancelled_caught and len(self._unread) < _UNREAD:
+            # Any message is a sign of life. Where nobody receives, nothing is read, pongs neither.
+            silent = self._heard == heard and len(self._unread) < _UNREAD
+            if patience.cancelled_caught and silent:
                 scope.cancel()
 
 

@@ -7,7 +7,7 @@
 export interface Retry {
   /** Nobody comes back sooner. Default 0. */
   min_ms?: number;
-  /** No wait is longer, unless the server asks for it. Default 30000. */
+  /** No wait is longer, unless the server asks for it. Default 30000, at least 10. */
   max_ms?: number;
   /** The first wait is up to this, each further one up to twice the one before. Default 500, at least 10. */
   base_ms?: number;
@@ -43,7 +43,7 @@ export interface Options {
   retry?: Retry;
   queue?: Queue | boolean;
   heartbeat?: Heartbeat;
-  /** Milliseconds for one answer of the directory, and for one connection to open. Default 10000. */
+  /** Milliseconds for one answer of the directory, and for one connection to open. Default 10000, at most an hour. */
   timeout_ms?: number;
   /** More for `fetch` when it asks the directory: headers, credentials. */
   request?: RequestInit;

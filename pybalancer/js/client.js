@@ -56,7 +56,7 @@ export class Comeback {
     this.#opened = this.#url = null;
     if (this.#final(code, reason, isFinal(code))) return null;
     const grown = Math.max(base_ms, 10) * 2 ** this.losses++;
-    let top = Math.max(min_ms, hidden ? max_ms : Math.min(max_ms, grown));
+    let top = Math.max(min_ms, 10, hidden ? max_ms : Math.min(max_ms, grown));
     if (code == 1012 || code == 1013) top = Math.max(top, time(+(/\bwindow_ms=(\d+)/.exec(reason)?.[1] ?? window_ms)));
     this.#notBefore = now + (after ?? min_ms);
     return after == null ? min_ms + chance * (top - min_ms) : after + chance * top;
@@ -98,7 +98,7 @@ export class ReconnectingSocket extends EventTarget {
     if (new Set(names).size < names.length || !names.every((name) => /^[\w!#-'*+.^`|~-]+$/.test(name)))
       refuse("SyntaxError", `invalid subprotocols: ${names}`);
     this.url = this.#target = url.href;
-    this.#options = {timeout_ms: 10000, ...options};
+    this.#options = {...options, timeout_ms: time(options.timeout_ms) ?? 10000};
     this.#page = options.page === false ? {} : world;
     this.#comeback = new Comeback(url.href, options.retry, options.final);
     for (const type of ["open", "message", "error", "close", "reconnecting"]) {
@@ -210,7 +210,7 @@ export class ReconnectingSocket extends EventTarget {
       if (left > 0) return this.#watch(left);
       this.#socket.send(typeof message == "function" ? message() : message);
       this.#watch(timeout_ms, true);
-    }, ms);
+    }, time(ms)); // to a timer, what is longer than 24 days is nothing
   }
 
   #drop(reason) {

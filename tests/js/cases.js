@@ -563,6 +563,20 @@ export async function a_page_that_is_looked_at_asks_at_once() {
   equal(told, ["reconnecting 1006"]);
 }
 
+export async function times_without_end_are_no_times_of_nothing() {
+  for (const forever of [Infinity, 2 ** 31, undefined]) {
+    const {world, told} = made(DIRECTORY, {timeout_ms: forever});
+    equal([...world.timers.keys()].map(({at}) => at), [forever ? 3600000 : 10000]);
+    await world.question.answer(200, found());
+    equal([...world.timers.keys()].map(({at}) => at), [forever ? 3600000 : 10000]);
+    equal(told, []);
+  }
+  const {world, told} = await opened({heartbeat: {interval_ms: Infinity}});
+  await world.pass(3 * 3600000);
+  equal([world.timers.size, world.socket.sent, told], [1, [], []]);
+  equal([...world.timers.keys()].map(({at}) => at), [4 * 3600000]);
+}
+
 export async function without_a_heartbeat_nothing_is_sent() {
   const {world} = await opened();
   await world.hide(false);

@@ -11,6 +11,7 @@ CHROMIUM = "/usr/bin/chromium"
 HERE = Path(__file__).parent
 FILES = {
     "/": "<!doctype html><title>tests</title>",
+    "/connect": "[]",
     "/client.js": (ROOT / "pybalancer/js/client.js").read_text(),
     **{f"/{path.name}": path.read_text() for path in HERE.glob("*.js")},
 }

@@ -54,6 +54,18 @@ def test_case(page: Page, name: str) -> None:
     page.evaluate("async (name) => { await (await import('/cases.js'))[name](); }", name)
 
 
+def test_in_a_worker(page: Page) -> None:
+    """With the real world: the directory refuses nobody and knows nothing, and the fallback is not there."""
+    script = """
+        () => new Promise((resolve, reject) => {
+            const worker = new Worker("/worker.js", {type: "module"});
+            worker.onmessage = ({data}) => resolve(data);
+            worker.onerror = ({message}) => reject(message);
+        })
+    """
+    assert page.evaluate(script) == [3, 1006, "ws://nobody.test/", 3]
+
+
 def test_the_cases_can_fail(page: Page) -> None:
     with pytest.raises(Exception, match="1 is not 2"):
         page.evaluate("async () => (await import('/world.js')).equal(1, 2)")

@@ -26,6 +26,8 @@ pub struct Recall {
     pub left: Option<Arc<BackendEntry>>,
     /// The drain or shed that moves it, until it has arrived.
     pub order: Option<Arc<Order>>,
+    /// When it has to have left, by whatever moves it.
+    pub deadline: Option<Tick>,
 }
 
 impl Recall {
@@ -75,8 +77,8 @@ impl Tunnel {
         if self.away().is_some() {
             return None;
         }
-        let order = self.recall.as_ref()?.order.as_ref()?;
-        let deadline = order.deadline().filter(|deadline| *deadline <= now)?;
+        let deadline = self.recall.as_ref()?.deadline;
+        let deadline = deadline.filter(|deadline| *deadline <= now)?;
         Some((deadline + FAREWELL).max(now))
     }
 

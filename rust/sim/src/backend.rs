@@ -287,7 +287,9 @@ impl Backend {
                     if line.deaf || !self.calm && cx.random.chance(10) {
                         line.deaf = true;
                     } else if !line.said_close {
-                        let code = cx.random.pick(&[code, code, 1000, 1005]);
+                        // Some have codes of their own.
+                        let own = if self.calm { code } else { 4001 };
+                        let code = cx.random.pick(&[code, code, own, 1000, 1005]);
                         self.say_close(wire, code, cx);
                     }
                 }

@@ -283,7 +283,10 @@ impl Ledger {
     pub fn client_closed(&mut self, connection: u32, code: u16) {
         let calm = self.calm;
         let one = self.of(connection);
-        let backends = one.sessions.last().and_then(|session| session.closed) == Some(code);
+        // What its backend says in leaving is not for a client that goes on elsewhere.
+        let unnoticed = calm && one.reattaches && !one.excused;
+        let said = one.sessions.last().and_then(|session| session.closed);
+        let backends = said == Some(code) && !unnoticed;
         let failed = code == SERVICE_RESTART && one.reattaches && (one.excused || !calm);
         assert!(
             one.codes.contains(&code) || backends || failed,
@@ -306,7 +309,9 @@ impl Ledger {
         }
         let session = &one.sessions[one.sessions.len() - 1];
         // Where nothing re-attaches, the client sees what its backend did.
-        let passed_on = session.broke && !one.reattaches;
+        // But one that was told to go hears why, if its backend did not break off within a frame.
+        let tellable = !one.codes.is_empty() && within.is_none();
+        let passed_on = session.broke && !one.reattaches && !tellable;
         let large = within.is_some_and(|size| size as u64 > SMALL) || session.large;
         let within_large = large && (session.broke || one.lossy);
         assert!(

@@ -210,7 +210,14 @@ impl Worker {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return Sent::Closed;
         };
-        let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
+        let part = order.concerns(tunnel);
+        let quota = part.and_then(|part| order.quotas.get(part));
+        if order.kind == Kind::Shed
+            && !part.is_some_and(|part| self.is_misplaced(slot, part, order))
+        {
+            // Places have changed since it was counted.
+            return Sent::Moved;
+        }
         if order.kind == Kind::Shed && !quota.is_some_and(Quota::take) {
             // Another worker took the last one.
             return Sent::Moved;

@@ -58,10 +58,12 @@ impl Worker {
         }
         if let Some(recall) = &mut tunnel.recall {
             recall.order.get_or_insert_with(|| Arc::clone(order));
+            let deadlines = [recall.deadline, order.deadline()];
+            recall.deadline = deadlines.into_iter().flatten().min();
         }
         if !self.leave_backend(slot) {
             if let Some(recall) = self.recall_mut(slot) {
-                recall.order = None;
+                (recall.order, recall.deadline) = (None, None);
             }
             return false;
         }

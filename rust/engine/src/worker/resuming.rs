@@ -184,6 +184,7 @@ impl Worker {
             return;
         };
         recall.left = None;
+        recall.deadline = None;
         recall.moved = recall.moved.saturating_add(1);
         tunnel.active = Moment::of(self.now);
         let listener = tunnel.terms.listener.index();

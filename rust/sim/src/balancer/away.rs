@@ -46,6 +46,7 @@ impl Balancer {
                 journey: Journey::new(&rules, cx.now),
                 words: Words::default(),
                 answer: Hearing::default(),
+                found: held.len(),
                 asks: true,
             }),
         });
@@ -124,7 +125,7 @@ impl Balancer {
         let closed = away.words.hear(said, &mut answers);
         let waits = away.words.waiting();
         assert!(
-            waits <= bound.max(65536),
+            waits <= bound.max(away.found),
             "{waits} bytes wait, {bound} at most"
         );
         cx.ledger.seen.words += usize::from(waits > 0);

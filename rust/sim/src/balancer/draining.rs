@@ -1,79 +1,23 @@
 //! Telling live tunnels to go, each at its time.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Duration;
 
 use pybalancer_core::drain::{Course, Duty, Pace, Queue, Standing, Terms, Turn};
 use pybalancer_core::pool::{Draw, Policy, State};
 use pybalancer_core::shed::{Load, Quota, surplus};
 use pybalancer_core::time::Tick;
 
+use super::order::Order;
 use super::tunnel::{FAREWELL, Phase, Tunnel};
 use super::{Balancer, How};
 use crate::agenda::Wake;
 use crate::world::Context;
 
-/// Time in which a tunnel can leave its backend in peace, whatever is under way.
-const ROOMY: Duration = Duration::from_secs(3);
-
-/// A drain or shed.
-pub struct Order {
-    /// In the ledger.
-    pub number: usize,
-    /// Of these backends; None for all tunnels there are.
-    pub scope: Option<Vec<u16>>,
-    /// How.
-    pub terms: Terms,
-    /// When who is told to go.
-    pub course: Course,
-    /// Of a shed, for each of the scope's backends.
-    pub quotas: Option<Vec<Quota>>,
-    /// Backends that are taken back.
-    released: RefCell<BTreeSet<u16>>,
-}
-
 /// An order, and a worker's part of it.
 pub(super) struct Draining {
     order: Rc<Order>,
     waiting: Queue<(usize, u64)>,
-}
-
-impl Order {
-    /// Whether what is told to go now has time enough.
-    pub fn is_roomy(&self, now: Tick) -> bool {
-        self.course
-            .deadline()
-            .is_none_or(|deadline| deadline.since(now) >= ROOMY)
-    }
-
-    /// Whether it is about this backend, still.
-    pub fn holds(&self, backend: u16) -> bool {
-        let scope = self
-            .scope
-            .as_ref()
-            .is_some_and(|scope| scope.contains(&backend));
-        scope && !self.released.borrow().contains(&backend)
-    }
-
-    /// Which of the scope's backends has this tunnel.
-    fn concerns(&self, tunnel: &Tunnel) -> Option<usize> {
-        let Some(backends) = &self.scope else {
-            return Some(0);
-        };
-        let at = tunnel.at?;
-        let place = backends.iter().position(|backend| *backend == at)?;
-        (!self.released.borrow().contains(&at)).then_some(place)
-    }
-
-    fn moves(&self) -> bool {
-        self.scope.is_some()
-    }
-
-    fn quota(&self, tunnel: &Tunnel) -> Option<&Quota> {
-        self.quotas.as_ref()?.get(self.concerns(tunnel)?)
-    }
 }
 
 impl Balancer {
@@ -175,7 +119,6 @@ impl Balancer {
             }
             if order.concerns(tunnel).is_some() {
                 draining.waiting.join(place);
-                cx.ledger.promise(tunnel.connection, order.terms.code);
                 joined = true;
             }
         }
@@ -282,6 +225,10 @@ impl Balancer {
             return;
         };
         if order.quotas.is_some() {
+            if !self.is_misplaced(slot, cx) {
+                // Places have changed meanwhile.
+                return;
+            }
             if !order.quota(tunnel).is_some_and(Quota::take) {
                 return;
             }
@@ -294,7 +241,7 @@ impl Balancer {
         let Some(tunnel) = self.tunnels[slot].as_ref() else {
             return;
         };
-        cx.ledger.promise(tunnel.connection, order.terms.code);
+        order.promise(tunnel, cx);
         if !order.is_roomy(cx.now) {
             cx.ledger.of(tunnel.connection).lossy = true;
         }
@@ -331,9 +278,12 @@ impl Balancer {
                 self.arm(slot, cx);
                 continue;
             }
+            let Some(tunnel) = self.tunnels[slot].as_ref() else {
+                continue;
+            };
             match phase {
                 None => {
-                    cx.ledger.promise(connection, order.terms.code);
+                    order.promise(tunnel, cx);
                     self.close_until(slot, order.terms.code, None, cx);
                     self.hurry(slot, soon, cx);
                 }
@@ -344,7 +294,7 @@ impl Balancer {
                         .as_ref()
                         .is_some_and(|t| t.away().is_some()) =>
                 {
-                    cx.ledger.promise(connection, order.terms.code);
+                    order.promise(tunnel, cx);
                     self.close_until(slot, order.terms.code, None, cx);
                     self.hurry(slot, soon, cx);
                 }

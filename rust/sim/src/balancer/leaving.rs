@@ -7,8 +7,8 @@ use pybalancer_core::relay::Resumable;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{Rules, close_frame};
 
-use super::draining::Order;
 use super::flow::{Outcome, Pumped};
+use super::order::Order;
 use super::tunnel::{Side, Tunnel};
 use super::{Balancer, How};
 use crate::world::Context;
@@ -42,7 +42,8 @@ impl Balancer {
             .as_mut()
             .and_then(|tunnel| tunnel.recall.as_mut())
         {
-            recall.deadline = recall.deadline.or(order.course.deadline());
+            let deadlines = [recall.deadline, order.course.deadline()];
+            recall.deadline = deadlines.into_iter().flatten().min();
         }
         let tunnel = self.tunnels[slot].as_mut();
         if let (Some(leaving), Some(until)) = (tunnel.and_then(Tunnel::leaving_mut), until) {

@@ -9,6 +9,7 @@ mod draining;
 mod flow;
 mod leaving;
 mod opening;
+mod order;
 mod relaying;
 mod tunnel;
 
@@ -27,8 +28,8 @@ use crate::scenario::Scenario;
 use crate::wire::{End, Owner};
 use crate::world::Context;
 use draining::Draining;
-pub use draining::Order;
 use flow::Flow;
+use order::Order;
 use tunnel::{Opening, Phase, Side, Tunnel};
 
 const SECRET: [u8; 16] = *b"sixteen bytes it";

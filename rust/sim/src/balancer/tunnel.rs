@@ -66,6 +66,8 @@ pub struct Away {
     pub words: Words,
     /// What the backend under way has said.
     pub answer: Hearing,
+    /// What had been read already when there was no backend any more.
+    pub found: usize,
     /// It asks one backend after the other; else it waits for the next round.
     pub asks: bool,
 }
