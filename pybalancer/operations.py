@@ -196,6 +196,11 @@ class Operations(PacketPart):
                 await self._set_draining(after)
         self._drain_watcher.stir()
         warnings = [] if after != before or stopped else [f"{target} was not drained"]
+        health = self._health(self._config, self._addresses)
+        if down := [
+            name for pool, name in sorted(keys) if (pool, name) in health and not health[pool, name].up
+        ]:
+            warnings.append(f"down, so it takes no tunnels yet: {', '.join(down)}")
         others = after.listeners and not target.listener and not target.everything
         if others:
             warnings.append(f"still drained: listener {', '.join(sorted(after.listeners))}")

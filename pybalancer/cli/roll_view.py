@@ -111,7 +111,8 @@ def state(roll: Roll, pool: RemotePool, name: str, admin: str | None, config: st
     over = roll.outcome == "done"
     lines = [] if over else [f"{sum(step == 'done' for step in steps.values())} of {len(steps)} done"]
     if still:
-        lines.append(f"still drained: {', '.join(still)}")
+        since = "" if not pool.away else " (a balancer that was started meanwhile does not know of it)"
+        lines.append(f"still drained: {', '.join(still)}{since}")
     if untouched:
         lines.append(f"untouched: {', '.join(untouched)}")
     if (still or untouched) and not over:

@@ -55,7 +55,8 @@ def undrain(
     if json:
         print_json(answer)
         return exits.FINE
-    print(f"undrained {answer['what']}: it takes new tunnels")
+    # What a warning says is not said otherwise here.
+    print(f"undrained {answer['what']}" + ("" if answer["warnings"] else ": it takes new tunnels"))
     for drain in answer["drains"]:
         print(f"  stopped: {outcome(drain)}")
     return exits.FINE

@@ -85,6 +85,18 @@ def test_drain_waits_for_its_end_and_undrain_takes_it_back(serving: Serving) -> 
     assert (again.returncode, again.stderr) == (0, "pybalancer: warning: chat/app-1 was not drained\n")
 
 
+def test_undrain_of_one_that_is_down_says_so(serve: Serve, file: Path, fleet: Services) -> None:
+    file.write_text(file.read_text() + '[pools.chat.health]\ninterval = "50ms"\ntimeout = "50ms"\nfall = 1\n')
+    serving = serve(file)
+    serving.line("admin interface at")
+    fine(serving, "drain", "app-1")
+    os.kill(fleet.pids["app-1"], signal.SIGKILL)
+    until(lambda: backends(serving)["app-1"]["state"] == "down", "its check finds it down")
+    answer = serving.ask("undrain", "app-1")
+    assert (answer.returncode, answer.stdout) == (0, "undrained chat/app-1\n")
+    assert answer.stderr == "pybalancer: warning: down, so it takes no tunnels yet: app-1\n"
+
+
 def test_drain_says_what_it_has_begun(serving: Serving) -> None:
     visitors = visit(serving.address, 12, NAMES)
     count = sum(visitor.backend == "app-2" for visitor in visitors)

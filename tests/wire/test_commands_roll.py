@@ -454,6 +454,25 @@ def test_the_balancer_is_killed_and_another_started(
     assert (fleet.restarts, drained(another)) == (list(NAMES), set())
 
 
+def test_what_a_balancer_that_is_away_has_drained_is_told_with_a_doubt(
+    serving: Serving, fleet: Services, roll: Start
+) -> None:
+    fleet.hold("app-1")
+    rolling = roll()
+    fleet.reached("app-1")
+    serving.process.kill()
+    serving.wait()
+    rolling.says(next(line for line in iter(lambda: _line(rolling), "") if "waiting for it" in line))
+    rolling.process.send_signal(signal.SIGINT)
+    rolling.says("stopping: who is being drained is taken back; app-1 is seen through, once more ends it")
+    rolling.process.send_signal(signal.SIGINT)
+    code, _, complained = rolling.end()
+    doubt = "pybalancer: still drained: app-1 (a balancer that was started meanwhile does not know of it)"
+    assert (code, complained[2]) == (130, doubt)
+    # Its pipe has no reader any more, and holds nothing up.
+    (fleet.folder / "app-1.gate").unlink()
+
+
 def test_a_balancer_that_is_ending_is_waited_for(
     serving: Serving, serve: Serve, file: Path, fleet: Services, roll: Start
 ) -> None:
