@@ -88,7 +88,7 @@ export interface ReconnectingSocketEventMap extends WebSocketEventMap {
 
 /**
  * `open` comes for every connection that opens, `close` once: when it is over for good. In between `readyState` is
- * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean.
+ * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean, unless `close()` was called.
  */
 export class ReconnectingSocket extends EventTarget implements WebSocket {
   /**
