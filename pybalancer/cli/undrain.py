@@ -11,6 +11,7 @@ from pybalancer.cli.options import (
     OfPool,
     print_json,
     seconds,
+    usage,
     whom,
 )
 
@@ -46,7 +47,10 @@ def undrain(
     from pybalancer.cli.progress import outcome, warn
 
     target = whom(name, pool, backend, listener, everything)
-    answer = find(admin, config).post("/undrain", **target, slow_start=seconds("--slow-start", slow_start))
+    with usage():
+        answer = find(admin, config).post(
+            "/undrain", **target, slow_start=seconds("--slow-start", slow_start)
+        )
     warn(answer["warnings"])
     if json:
         print_json(answer)
