@@ -50,11 +50,18 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 // Maps and what is in them.
 extern u64 settings, interfaces, services, tables, backends, counters, of_services, of_backends;
 
-enum { MOST_SERVICES = 256 };
+// A look-up in a hash map is a call, which costs as much as all the rest. So what is in those of interfaces and
+// services is in the settings once more, where it takes a comparison: each at a place of its own, which it
+// has unless another was there first.
+enum { MOST_SERVICES = 256, NEAR_INTERFACES = 64, NEAR_SERVICES_BITS = 10 };
+struct near_interface { u32 index; u8 mac[6]; u16 zero; };
+struct near_service { u64 address[2]; u32 rest, number_and_1, mtu, zero; };     // 0: nothing is here
 struct settings {
     u64 key[4];                     // SipHash's state after the key
     u32 size, me;                   // slots of tables; which backend an agent is
     u32 live[MOST_SERVICES];        // which of a service's two tables; one store swaps them
+    struct near_interface interfaces[NEAR_INTERFACES];
+    struct near_service services[1 << NEAR_SERVICES_BITS];
 };
 struct interface { u8 mac[6]; u16 zero; };
 struct service_key { u8 address[16]; u16 port; u8 protocol, zero; };    // port and protocol 0: the address
@@ -131,9 +138,17 @@ INLINE u64 hash(const struct settings *set, const struct flow *flow) {
     return a ^ b ^ c ^ d;
 }
 
+// Addresses of flows are written in words of 8 bytes because they are read so: a load waits for a store that
+// has only a part of it.
 INLINE void set_v4(void *address, u32 from) {
-    u32 *to = address;
-    to[0] = 0; to[1] = 0; to[2] = 0xffff0000; to[3] = from;
+    u64 *to = address;
+    to[0] = 0; to[1] = 0xffff0000 | (u64)from << 32;
+}
+
+INLINE void keep_v6(void *address, const u32 *from) {
+    u64 *to = address;
+    to[0] = from[0] | (u64)from[1] << 32;
+    to[1] = from[2] | (u64)from[3] << 32;
 }
 
 INLINE void set_v6(void *address, const u32 *from) {
@@ -160,7 +175,7 @@ INLINE int read_error(u8 *end, u8 *inner, u32 length, int v6, struct flow *flow)
         if (ip->source[0] != ours[0] || ip->source[1] != ours[1] || ip->source[2] != ours[2] ||
             ip->source[3] != ours[3]) return NOT_OURS;
         flow->key.protocol = ip->next;
-        set_v6(flow->client, ip->destination);
+        keep_v6(flow->client, ip->destination);
         ports = inner + 40;
     } else {
         struct ipv4 *ip = (void *)inner;
@@ -226,8 +241,8 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     u32 rest = NET16(ip->length);
     // Where a v4 address lies in maps, no v6 packet may be for: services of IPv4 are IPv4's.
     if (ip->destination[0] == 0 && ip->destination[1] == 0 && ip->destination[2] == 0xffff0000) return NOT_OURS;
-    set_v6(flow->key.address, ip->destination);
-    set_v6(flow->client, ip->source);
+    keep_v6(flow->key.address, ip->destination);
+    keep_v6(flow->client, ip->source);
     flow->ip = at;
     flow->length = rest + 40;
     flow->v6 = 1;
@@ -243,13 +258,18 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
 
 // Ethernet with up to two tags, to one of our own MACs: offset of the IP header, or 0. XDP runs before the
 // kernel's MAC filter, so a frame that a switch has flooded would otherwise be forwarded twice.
-INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struct flow *flow) {
+INLINE u32 read_ethernet(struct xdp_md *ctx, struct settings *set, u8 *data, u8 *end, u16 *type, struct flow *flow) {
     struct ethernet *frame = (void *)data;
     if ((u8 *)(frame + 1) > end) return 0;
     u32 index = ctx->ingress_ifindex;
-    struct interface *ours = map_lookup(&interfaces, &index);
-    if (!ours || *(u32 *)frame->to != *(u32 *)ours->mac || *(u16 *)(frame->to + 4) != *(u16 *)(ours->mac + 4))
-        return 0;
+    struct near_interface *near = &set->interfaces[index % NEAR_INTERFACES];
+    u8 *mac = near->mac;
+    if (near->index != index) {
+        struct interface *ours = map_lookup(&interfaces, &index);
+        if (!ours) return 0;
+        mac = ours->mac;
+    }
+    if (*(u32 *)frame->to != *(u32 *)mac || *(u16 *)(frame->to + 4) != *(u16 *)(mac + 4)) return 0;
     __builtin_memcpy(flow->to, frame->to, 6);
     // Another balancer of ours says in its source address how far the packet has come, see mark_hops().
     if (frame->from[0] == 0x02 && frame->from[1] == 0x70 && (frame->from[2] & 0xf0) == 0x60)
@@ -264,6 +284,24 @@ INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struc
         at += 4;
     }
     return at;
+}
+
+// The service that a packet is for; 0 if there is none.
+INLINE int find_service(struct settings *set, struct flow *flow, struct service *found) {
+    u64 *address = (void *)flow->key.address;
+    u32 rest = flow->key.port | (u32)flow->key.protocol << 16;
+    u64 mixed = address[0] ^ address[1] ^ rest;
+    u32 home = ((u32)mixed ^ (u32)(mixed >> 32)) * 0x9e3779b1 >> (32 - NEAR_SERVICES_BITS);
+    struct near_service *near = &set->services[home & ((1 << NEAR_SERVICES_BITS) - 1)];
+    if (near->address[0] == address[0] && near->address[1] == address[1] && near->rest == rest && near->number_and_1) {
+        found->number = near->number_and_1 - 1;
+        found->mtu = near->mtu;
+        return 1;
+    }
+    struct service *service = map_lookup(&services, &flow->key);
+    if (!service) return 0;
+    *found = *service;
+    return 1;
 }
 
 // The row of a flow: four backend ids, the owner first. One load, so it is of one table.
@@ -389,7 +427,9 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
     u16 type;
-    u32 zero = 0, at = read_ethernet(ctx, data, end, &type, &flow);
+    u32 zero = 0, at = 0;
+    struct settings *set = map_lookup(&settings, &zero);
+    if (set) at = read_ethernet(ctx, set, data, end, &type, &flow);
     int reason = NOT_OURS;
     if (at && type == IPV4) reason = read_v4(data, end, at, &flow);
     else if (at && type == IPV6) reason = read_v6(data, end, at, &flow);
@@ -397,18 +437,17 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
         count(reason);
         return reason == NOT_OURS ? XDP_PASS : XDP_DROP;
     }
-    struct settings *set = map_lookup(&settings, &zero);
-    struct service *service = map_lookup(&services, &flow.key);
-    if (!set || !service) {
+    struct service service;
+    if (!set || !find_service(set, &flow, &service)) {
         count(NOT_OURS);
         return XDP_PASS;
     }
-    count_service(service->number, &flow);
-    u64 hashed = hash(set, &flow), entry = row(set, service->number, hashed);
+    count_service(service.number, &flow);
+    u64 hashed = hash(set, &flow), entry = row(set, service.number, hashed);
     u32 id = entry & 0xffff;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
     if (!id && !flow.opening) id = entry >> 16 & 0xffff;
-    int verdict = id ? forward(ctx, &flow, id, service->mtu, hashed, 0, 0) : -NO_BACKEND;
+    int verdict = id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
     if (verdict < 0) {
         count(-verdict);
         return XDP_DROP;
@@ -479,8 +518,9 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
     u16 type;
-    u32 zero = 0, wrapped = 0, at = read_ethernet(ctx, data, end, &type, &flow);
+    u32 zero = 0, wrapped = 0, at = 0;
     struct settings *set = map_lookup(&settings, &zero);
+    if (set) at = read_ethernet(ctx, set, data, end, &type, &flow);
     if (!at || !set) goto not_ours;
     u32 me = set->me;
     // An outer header to this host's own address.
@@ -517,16 +557,16 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     else if (type == IPV6) reason = read_v6(data, end, at + wrapped, &flow);
     // What the director would not have sent is the stack's, as if there were no agent.
     if (reason != FORWARDED) goto not_ours;
-    struct service *service = map_lookup(&services, &flow.key);
-    if (!service) goto not_ours;
-    count_service(service->number, &flow);
+    struct service service;
+    if (!find_service(set, &flow, &service)) goto not_ours;
+    count_service(service.number, &flow);
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(set, &flow);
-    u32 next = next_of(row(set, service->number, hashed), me, flow.hops);
+    u32 next = next_of(row(set, service.number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= 4) return deliver(ctx, &flow, wrapped, HOPS);
-    int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);
+    int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
     if (verdict < 0) {
         count(-verdict);
         return XDP_DROP;

@@ -75,6 +75,52 @@ impl Kernel {
             .ok_or_else(|| PacketError::new("the settings are too short"))
     }
 
+    /// Note an interface where programs look first; None if it is no longer ours. Nothing happens if its place
+    /// is another's: then programs look into the map.
+    pub fn set_near_interface(&self, number: u32, mac: Option<[u8; 6]>) {
+        let at = layout::near_interface(number);
+        let there = word(&self.settings, at);
+        if let (Some(place), true) = (self.settings.word(at), there == 0 || there == number) {
+            place.store(0, Ordering::Release);
+            if let Some(mac) = mac {
+                self.settings.write(at + 1, &layout::interface(mac));
+                place.store(number, Ordering::Release);
+            }
+        }
+    }
+
+    /// The same of a service: number and MTU.
+    pub fn set_near_service(
+        &self,
+        key: &[u8; 20],
+        service: Option<(u32, u32)>,
+    ) -> Result<(), PacketError> {
+        let at = layout::near_service(key);
+        let same = (at..)
+            .zip(key.chunks_exact(4))
+            .all(|(index, four)| word(&self.settings, index).to_ne_bytes() == four);
+        let taken = word(&self.settings, at + 5) != 0;
+        let Some(place) = self.settings.word(at + 5).filter(|_| same || !taken) else {
+            return Ok(());
+        };
+        let Some((number, mtu)) = service else {
+            if same {
+                place.store(0, Ordering::Release);
+            }
+            return Ok(());
+        };
+        if !same && (at..at + 5).any(|index| word(&self.settings, index) != 0) {
+            // Some packet may have compared the key of before, and not yet read whose it is.
+            sys::wait_for_packets().map_err(refused("wait for packets under way"))?;
+        }
+        if !same {
+            self.settings.write(at, key);
+        }
+        self.settings.write(at + 6, &mtu.to_ne_bytes());
+        place.store(number + 1, Ordering::Release);
+        Ok(())
+    }
+
     /// Whether a backend has a way.
     pub fn knows(&self, id: u16) -> bool {
         let at = usize::from(id) * BACKEND_WORDS;

@@ -59,7 +59,7 @@ pub const REASONS: [(&str, &str); 15] = [
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
 /// service, count of a backend, number of reasons.
 pub const LAYOUT: [u32; 8] = [
-    40 + 4 * MAX_SERVICES,
+    4 * (NEAR_SERVICES_WORD as u32 + 8 * NEAR_SERVICES),
     8,
     20,
     8,
@@ -100,6 +100,31 @@ pub fn settings(secret: &Secret, size: u32) -> [u8; 36] {
 pub const ME_WORD: usize = 9;
 /// From which word on it says which table of each service is live.
 pub const LIVE_WORD: usize = 10;
+
+/// From which word on what is in the map of interfaces is once more, see [`near_interface`].
+pub const NEAR_INTERFACES_WORD: usize = LIVE_WORD + MAX_SERVICES as usize;
+const NEAR_INTERFACES: u32 = 64;
+/// From which word on what is in the map of services is once more, see [`near_service`].
+pub const NEAR_SERVICES_WORD: usize = NEAR_INTERFACES_WORD + 3 * NEAR_INTERFACES as usize;
+const NEAR_SERVICES_BITS: u32 = 10;
+const NEAR_SERVICES: u32 = 1 << NEAR_SERVICES_BITS;
+
+/// The word where an interface has its place: number, MAC (`struct near_interface`).
+pub fn near_interface(number: u32) -> usize {
+    NEAR_INTERFACES_WORD + 3 * (number % NEAR_INTERFACES) as usize
+}
+
+/// The word where a service has its place: key, number and 1, MTU (`struct near_service`).
+pub fn near_service(key: &[u8; 20]) -> usize {
+    let words = key.chunks_exact(4).map(|four| match *four {
+        [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
+        _ => 0,
+    });
+    // As `find_service` mixes them: all five, in the program by words of 8 bytes.
+    let mixed = words.fold(0, |mixed, word| mixed ^ word);
+    let home = mixed.wrapping_mul(0x9e37_79b1) >> (32 - NEAR_SERVICES_BITS);
+    NEAR_SERVICES_WORD + 8 * home as usize
+}
 
 /// Protocols that services can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

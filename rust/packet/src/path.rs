@@ -128,6 +128,7 @@ impl PacketPath {
             &layout::interface(mac),
         )
         .map_err(refused(format_args!("note the interface {name}")))?;
+        self.kernel.set_near_interface(number, Some(mac));
         self.links
             .attach(number, modes, self.program.as_fd(), self.pins.as_ref())
     }
@@ -152,6 +153,7 @@ impl PacketPath {
         if !self.links.detach(number, self.pins.as_ref()) {
             return Err(PacketError::new(format!("nothing is attached to {name}")));
         }
+        self.kernel.set_near_interface(number, None);
         sys::map_delete(self.kernel.maps.interfaces.as_fd(), &number.to_ne_bytes())
             .map_err(refused(format_args!("forget the interface {name}")))
     }
