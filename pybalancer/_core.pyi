@@ -11,6 +11,7 @@ from typing import Final, Literal, final
 __all__ = [
     "BackendSpec",
     "Choice",
+    "DirectSpec",
     "Drain",
     "Engine",
     "EngineError",
@@ -30,6 +31,7 @@ __all__ = [
     "check_host",
     "check_key",
     "check_path",
+    "check_url",
     "packet_support",
     "probe",
     "skew",
@@ -98,6 +100,7 @@ class PoolSpec:
         drain_deadline: float = 60.0,
         drain_code: int = 1012,
         drain_rate: float = 0.0,
+        direct: DirectSpec | None = None,
     ) -> PoolSpec: ...
     @property
     def name(self) -> str: ...
@@ -136,6 +139,8 @@ class RouteSpec:
         reattach_tries: int = 5,
         reattach_timeout: float = 15.0,
         reattach_buffer: int = 65536,
+        action: Literal["proxy", "directory", "redirect"] = "proxy",
+        target: str | None = None,
     ) -> RouteSpec: ...
     @property
     def name(self) -> str: ...
@@ -159,7 +164,36 @@ class WebSpec:
         handshakes_burst: int = 1,
         handshakes_queue: int = 0,
         handshakes_wait: float = 1.0,
+        script: bytes | None = None,
+        script_etag: str = "",
     ) -> WebSpec: ...
+
+@final
+class DirectSpec:
+    """Where clients reach the backends of a pool themselves, in their order, and on what terms.
+
+    ``ticket_key`` has 32 bytes; without it the key is derived from the plan's secret and the pool's name.
+    """
+
+    def __new__(
+        cls,
+        *,
+        urls: Sequence[str | None],
+        expires_in: float = 30.0,
+        alternatives: int = 2,
+        retry_min: float = 0.0,
+        retry_max: float = 30.0,
+        retry_base: float = 0.5,
+        stable: float = 10.0,
+        window: float = 5.0,
+        fallback: str | None = None,
+        tickets: bool = False,
+        ticket_key: bytes | None = None,
+        ticket_address: bool = True,
+    ) -> DirectSpec: ...
+
+def check_url(text: str) -> None:
+    """PlanError if ``text`` is no URL that a backend can have."""
 
 def check_key(text: str) -> None:
     """PlanError if ``text`` is no key."""
@@ -362,11 +396,16 @@ class Engine:
         """Listener name to the address really bound (port 0 resolved)."""
     def explain(self, pool: str, source: str) -> list[Choice]:
         """As Plan.explain, with the live number of tunnels and the bounded-load verdicts."""
-    def explain_request(self, listener: str, source: str, head: bytes) -> tuple[str, str, list[Choice]]:
-        """Route, pool, and that pool's backends in the order in which this request would try them.
+    def explain_request(
+        self, listener: str, source: str, head: bytes
+    ) -> tuple[str, str, list[Choice], tuple[Literal["directory", "redirect"], list[str]] | None]:
+        """Route, pool, and that pool's backends in the order in which this request would try them; what is
+        done instead of relaying it, and the URLs that are named, without their tickets.
 
         ``head`` is that of an HTTP/1.1 request. PlanError says why it would get no further.
         """
+    def report_load(self, pool: str, backend: str, busy: float | None) -> bool:
+        """What a backend says of itself: 0 is idle, 1 full; None: nothing. False if it is not there."""
     def ports(self) -> dict[str, dict[str, tuple[int, int]]]:
         """pool → backend → (outgoing ports in use, ports there are, over all source addresses)."""
     def drain(
@@ -488,7 +527,7 @@ class HandOver:
         """Serve what is held, and accept; how many tunnels."""
 
 class PacketError(RuntimeError):
-    """The kernel refuses packet mode something, or it was asked for something that cannot be; says what to do."""
+    """The kernel refuses packet mode something, or what was asked cannot be; says what to do."""
 
 @final
 class PacketRows:
@@ -523,8 +562,8 @@ class PacketRows:
 class PacketPath:
     """Programs and maps of one role on this host, in the calling thread's network namespace.
 
-    ``pin`` is a directory below the BPF file system (``pybalancer/NAME``), which is mounted if it is not: what
-    is pinned goes on when the process ends without ``close``. Maps that are found there with the same
+    ``pin`` is a directory below the BPF file system (``pybalancer/NAME``), which is mounted if it is not:
+    what is pinned goes on when the process ends without ``close``. Maps that are found there with the same
     secret and size are taken over (``adopted``). Others are replaced, while packets take the old ones until
     ``attach``: so set backends and services first, then attach. Without ``pin`` nothing outlives the object.
 
@@ -566,10 +605,10 @@ class PacketPath:
     ) -> None:
         """The way to a backend: whole from one packet to the next; cheap if nothing changed.
 
-        ``address`` is the underlay's, which an agent also knows itself by. ``mac`` and ``interface`` are of the
-        next hop; without either, packets to it are dropped and counted. ``source`` is that of the outer
-        header (needed with ``encapsulate``): an address, or a network (``10.9.0.0/16``) whose host bits, at most
-        32, vary with the flow so that routers and cards spread.
+        ``address`` is the underlay's, which an agent also knows itself by. ``mac`` and ``interface`` are of
+        the next hop; without either, packets to it are dropped and counted. ``source`` is that of the outer
+        header (needed with ``encapsulate``): an address, or a network (``10.9.0.0/16``) whose host bits, at
+        most 32, vary with the flow so that routers and cards spread.
         """
     def drop_backend(self, id: int) -> None:
         """Forget it, and its counts."""
@@ -587,7 +626,7 @@ class PacketPath:
         *,
         mtu: int = 1500,
     ) -> None:
-        """A service, numbered from 0 to 255, and its rows: a packet sees the whole old or the whole new table.
+        """A service, numbered from 0 to 255, and its rows: a packet sees the old table or the new one, whole.
 
         ``mtu`` is that of the way to the backends: what does not fit with an outer header is dropped and
         counted.
@@ -615,8 +654,8 @@ class PacketPath:
     ) -> tuple[str, bytes, int]:
         """Verdict, packet after it, nanoseconds per run. As if it had come by ``interface``, else ``lo``.
 
-        ``program`` is the role's own, else ``director``, ``agent``, ``probe`` or ``baseline``, which passes all.
-        Verdicts are pass, drop, tx, redirect; of ``probe`` also next.
+        ``program`` is the role's own, else ``director``, ``agent``, ``probe`` or ``baseline``, which passes
+        all. Verdicts are pass, drop, tx, redirect; of ``probe`` also next.
         """
     REASONS: Final[dict[str, str]]
     """Names of ``counters``, and what they mean."""

@@ -17,7 +17,7 @@ from pybalancer.config import load, packet
 from pybalancer.config.compile import compile_plan, resolve
 from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
-from pybalancer.config.secret import read_secret, read_token
+from pybalancer.config.secret import read_secret, read_ticket_keys, read_token
 from pybalancer.errors import (
     AdminError,
     ConfigError,
@@ -25,6 +25,7 @@ from pybalancer.errors import (
     PybalancerError,
     StartError,
     UpgradeError,
+    leaves,
     plain,
 )
 from pybalancer.explanation import Asked, choose_pool, client_address, explain_request, explanation
@@ -107,6 +108,8 @@ class Balancer(Operations):
         self._closed = trio.Event()
         self._addresses: dict[Key, str] = {}
         self._secret = b""
+        self._tickets: dict[str, bytes] = {}
+        """Keys of pools whose tickets have one of their own."""
         self._writer: RecordWriter | None = None
         self._config: Config
         self._handle: _core.Engine | None = None
@@ -139,7 +142,7 @@ class Balancer(Operations):
         try:
             return bool(await self._stack.__aexit__(kind, error, trace))
         except BaseExceptionGroup as group:
-            if error is not None and _leaves(group) == _leaves(error):
+            if error is not None and leaves(group) == leaves(error):
                 return False
             only = plain(group)
             raise only from only.__cause__
@@ -153,12 +156,13 @@ class Balancer(Operations):
         config = await trio.to_thread.run_sync(self._load, None)
         addresses = await resolve(config)
         self._swaps = Coalescer(self._swap, SWAP_INTERVAL)
-        self._watcher = HealthWatcher(self._swaps.request, way=self._packet.way)
+        self._watcher = HealthWatcher(self._swaps.request, on_load=self._report_load, way=self._packet.way)
         await self._packet.check(config)
         async with contextlib.AsyncExitStack() as stack:
             self._handle = await self._start_engine(config)
             stack.push_async_callback(self._close_engine)
             secret = await self._find_secret(config)
+            tickets = await trio.to_thread.run_sync(read_ticket_keys, config)
             self._stats = stack.enter_context(Stats(fd=self._engine.stats_fd))
             # From here on there is nobody to ask: its tasks have ended, its statistics go next.
             stack.callback(self._end)
@@ -167,7 +171,7 @@ class Balancer(Operations):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             await self._before_plan(config, addresses)
-            await self._apply(config, addresses, secret)
+            await self._apply(config, addresses, secret, tickets)
             self._watch(config, addresses)
             await self._before_service()
             await self._start_packets(config, addresses, secret)
@@ -362,12 +366,25 @@ class Balancer(Operations):
             return  # A reload has removed it since.
         self._watcher.passive_failure(pool, backend, count, opened)
 
-    async def _apply(self, config: Config, addresses: dict[Key, str], secret: bytes) -> int:
+    def _report_load(self, key: Key, load: float | None) -> None:
+        pool, backend = key
+        # Where a reload has just removed it, there is nobody to be told.
+        with contextlib.suppress(_core.EngineError):
+            self._engine.report_load(pool, backend, load)
+
+    async def _apply(
+        self,
+        config: Config,
+        addresses: dict[Key, str],
+        secret: bytes,
+        tickets: dict[str, bytes] | None = None,
+    ) -> int:
+        tickets = self._tickets if tickets is None else tickets
         health = self._health(config, addresses)
         previous = getattr(self, "_plan", None)
 
         def build() -> tuple[_core.Plan, int]:
-            plan = compile_plan(config, addresses, health, secret, previous, self._draining)
+            plan = compile_plan(config, addresses, health, secret, previous, self._draining, tickets)
             return plan, self._engine.apply(plan)
 
         try:
@@ -379,6 +396,7 @@ class Balancer(Operations):
         except _core.PlanError as error:
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
         self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
+        self._tickets = tickets
         self._applied = _essence(health)
         if self._packets_wanted:
             await self._packet.apply(config, addresses, self._takers(health), secret)
@@ -406,6 +424,7 @@ class Balancer(Operations):
         """
         self._live()
         async with self._reloading:
+            self._not_ending()
             try:
                 result = await self._reload(config)
             except Exception as error:
@@ -419,9 +438,10 @@ class Balancer(Operations):
         await self._packet.check(config)
         addresses = await resolve(config, self._addresses)
         secret = await trio.to_thread.run_sync(read_secret, config)
+        tickets = await trio.to_thread.run_sync(read_ticket_keys, config)
         before, before_secret = self._config, self._secret
         async with self._applying:
-            generation = await self._apply(config, addresses, secret)
+            generation = await self._apply(config, addresses, secret, tickets)
             # Nothing is awaited from here on: whoever cancels a reload gets all of it or nothing.
             if isinstance(given, str | os.PathLike):
                 self._path = os.fspath(given)
@@ -446,7 +466,7 @@ class Balancer(Operations):
         """``reload`` where nobody waits for the result (a signal, a changed file): the log gets it."""
         try:
             result = await self.reload()
-        except (ConfigError, StartError, _core.EngineError) as error:
+        except (PybalancerError, _core.EngineError) as error:
             _log.error("not reloaded, the old configuration stays in force: %s", error)
             return
         except Exception:
@@ -570,10 +590,3 @@ def _nothing() -> None:
 def _essence(health: Mapping[Key, BackendHealth]) -> dict[Key, tuple[bool, float]]:
     """As much of the backends' health as a plan is made from."""
     return {key: (known.up, known.ramp) for key, known in health.items()}
-
-
-def _leaves(error: BaseException) -> list[int]:
-    """The errors of nested groups, by identity: trio makes groups anew that it has looked through."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [id(error)]

@@ -52,6 +52,16 @@ class StartError(PybalancerError, OSError):
     """The balancer cannot start here: an address is taken, a file cannot be made."""
 
 
+class ConnectionEnded(PybalancerError):
+    """A client's connection has ended for good, and coming back is of no use. ``code`` is the Close code, or
+    below 1000 the status of an HTTP answer."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
 class AdminError(PybalancerError):
     """The running balancer cannot be asked: it does not answer, or it refused."""
 
@@ -84,6 +94,13 @@ def plain(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def leaves(error: BaseException) -> list[int]:
+    """The errors of nested groups, by identity: trio makes groups anew that it has looked through."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [id(error)]
 
 
 def __getattr__(name: str) -> Any:

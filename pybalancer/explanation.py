@@ -78,6 +78,8 @@ HANDSHAKE: Final = (
 )
 """What makes a request a handshake (RFC 6455 section 4.1); the key is 16 zeros."""
 
+NOT_OPENED: Final = "this origin may not open WebSockets here"
+
 _REFUSAL: Final = re.compile(r"([1-5][0-9]{2}) (.*)", re.DOTALL)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -150,6 +152,8 @@ def explain_request(engine: Engine, config: Config, source: str, asked: Asked) -
         "host": next(value for name, value in asked.lines() if name.lower() == "host"),
         "path": asked.path or "/",
         "handshake": asked.handshake,
+        "action": None,
+        "urls": [],
         "route": None,
         "conditions": {},
         "refused": None,
@@ -160,7 +164,7 @@ def explain_request(engine: Engine, config: Config, source: str, asked: Asked) -
         "choices": [],
     }
     try:
-        name, pool, order = engine.explain_request(listener.name, source, head)
+        name, pool, order, sent = engine.explain_request(listener.name, source, head)
     except _core.PlanError as error:
         refusal = _REFUSAL.fullmatch(str(error))
         if refusal is None:
@@ -173,27 +177,32 @@ def explain_request(engine: Engine, config: Config, source: str, asked: Asked) -
     answer |= {"route": name, "conditions": _conditions(route)}
     if route.key is not None:
         answer["key"] = route.key
-    if asked.handshake and not _may_open(route, asked.headers):
-        why = "this origin may not open WebSockets here"
-        answer |= {"refused": {"status": 403, "why": why}, "backend": None, "choices": []}
+    action = listener.action(route)
+    answer["action"] = action
+    if sent is not None:
+        # A handshake at a directory is sent at once.
+        answer |= {"action": sent[0], "urls": sent[1]}
+    if (asked.handshake or action == "directory") and not _may_open(route, asked.headers):
+        why = "this origin may not ask here" if action == "directory" else NOT_OPENED
+        answer |= {"refused": {"status": 403, "why": why}, "backend": None, "choices": [], "urls": []}
     return answer
 
 
 def _choose_listener(config: Config, name: str | None) -> ListenerConfig:
     """The listener that is meant. Raises LookupError."""
     if name is None:
-        found = [listener for listener in config.listeners if listener.mode == "websocket"]
+        found = [listener for listener in config.listeners if listener.reads]
         if len(found) == 1:
             return found[0]
         if not found:
-            raise LookupError('no listener is of mode "websocket": what clients ask for does not matter')
+            raise LookupError("no listener reads requests: what clients ask for does not matter")
         names = ", ".join(listener.name for listener in found)
-        raise LookupError(f'there are several listeners of mode "websocket", name one: {names}')
+        raise LookupError(f"there are several listeners that read requests, name one: {names}")
     listener = next((listener for listener in config.listeners if listener.name == name), None)
     if listener is None:
         names = ", ".join(listener.name for listener in config.listeners)
         raise LookupError(f"there is no listener {name!r}; there are: {names}")
-    if listener.mode != "websocket":
+    if not listener.reads:
         raise LookupError(f"listener {name!r} reads no requests: ask for its pool {listener.pool!r} instead")
     return listener
 

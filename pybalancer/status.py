@@ -48,6 +48,8 @@ class RouteStatus:
 
     name: str
     pool: str
+    action: str
+    """proxy, directory or redirect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,11 @@ class ListenerStatus:
     pings: int
     closes: dict[str, int]
     """WebSockets that ended, by the code of their Close; codes that came up only."""
+    directed: int
+    """Clients that a directory told where to connect to."""
+    redirected: int
+    put_off: int
+    """Clients of either that were told to come again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,10 @@ class BackendStatus:
     bad_answers: int
     bytes_to_backend: int
     bytes_to_client: int
+    load: float | None
+    """What it said of itself at its last check: 0 is idle, 1 full."""
+    sent: int
+    """Clients that a directory or a redirect sent there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +271,7 @@ class RollResult:
     """How a roll ended."""
 
     pool: str
-    outcome: Literal["planned", "running", "done", "failed", "interrupted"]
+    outcome: Literal["planned", "done", "failed", "interrupted"]
     steps: list[RollStep]
 
     def to_dict(self) -> dict[str, Any]:
@@ -387,7 +398,7 @@ def listeners(
             counters, active = stats.listener(listener.name), stats.active("", listener.name)
         except KeyError:
             continue  # The workers run a newer plan already, without it.
-        routes = named(listener) if listener.mode == "websocket" else {}
+        routes = named(listener) if listener.reads else {}
         found.append(
             ListenerStatus(
                 name=listener.name,
@@ -396,7 +407,9 @@ def listeners(
                 mode=listener.mode,
                 draining=listener.name in draining,
                 pool=listener.pool,
-                routes=[RouteStatus(name, route.pool) for name, route in routes.items()],
+                routes=[
+                    RouteStatus(name, route.pool, listener.action(route)) for name, route in routes.items()
+                ],
                 active=active,
                 accepted=counters.accepted,
                 opened=counters.opened,
@@ -417,6 +430,9 @@ def listeners(
                 messages_out=counters.messages_out,
                 pings=counters.pings,
                 closes={code: n for code, n in zip(CLOSES, counters.closes, strict=True) if n},
+                directed=counters.directed,
+                redirected=counters.redirected,
+                put_off=counters.put_off,
             )
         )
     return found
@@ -470,6 +486,8 @@ def pools(
                     bad_answers=counters.bad_answers,
                     bytes_to_backend=counters.bytes_to_backend,
                     bytes_to_client=counters.bytes_to_client,
+                    load=None if known is None else known.load,
+                    sent=counters.sent,
                 )
             )
         # Packets go by a table of those that take new flows, tunnels by one of all.

@@ -134,8 +134,15 @@ class ThreadedBalancer:
         try:
             return call()
         except (trio.RunFinishedError, trio.Cancelled):
-            why = f": {self._error}" if self._error else ""
-            raise PybalancerError(f"this balancer has ended{why}") from self._error
+            raise self._has_ended() from self._error
+        except BaseExceptionGroup as group:
+            # What has tasks of its own is cancelled in each of them.
+            if group.split(trio.Cancelled)[1] is not None:
+                raise
+            raise self._has_ended() from self._error
+
+    def _has_ended(self) -> PybalancerError:
+        return PybalancerError("this balancer has ended" + (f": {self._error}" if self._error else ""))
 
     def close(self, grace: float = 0.0) -> None:
         """Stop, after letting live tunnels end for up to ``grace`` seconds.

@@ -222,7 +222,11 @@ fall = 2
     async def run(self, *command: str) -> str:
         """One of its commands; what it printed."""
         given = [*PYBALANCER, *command, "--admin", self._admin]
-        done = await trio.run_process(given, capture_stdout=True, capture_stderr=True, check=False, cwd=ROOT)
+        # What a roll that was broken off leaves behind goes with the folder.
+        environment = {**os.environ, "STATE_DIRECTORY": str(self._file.parent)}
+        done = await trio.run_process(
+            given, capture_stdout=True, capture_stderr=True, check=False, cwd=ROOT, env=environment
+        )
         said = (done.stdout + done.stderr).decode().strip()
         if done.returncode:
             raise RuntimeError(f"pybalancer {command[0]}: {said}\n{self._log.read_text()}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 import trio
 
 from bench.ripple.fleet import Fleet
-from bench.ripple.proxies import HAProxy, Nginx, Pybalancer, Terms
+from bench.ripple.proxies import SLOW_START, HAProxy, Nginx, Pybalancer, Terms
 
 PAUSE = 2.0
 """Seconds between two restarts where nobody looks at anything: checks have seen by then that it is back."""
@@ -55,6 +57,14 @@ async def nginx_down(proxy: Nginx, fleet: Fleet, terms: Terms) -> None:
         await proxy.mark_down(None)
 
 
+async def pybalancer_roll(proxy: Pybalancer, fleet: Fleet, terms: Terms) -> None:
+    """The roll, and then whoever is too many on the fullest backends is asked to come again."""
+    restart = shlex.join([sys.executable, "-m", "bench.ripple.restart", str(fleet.door)])
+    await proxy.run("roll", "chat", "--exec", f"{restart} {{name}}")
+    await trio.sleep(SLOW_START)  # Before, the last one would take a part of its share only.
+    await proxy.run("shed", "chat", "--to-skew", "1.05", "--rate", f"{terms.cap}/s")
+
+
 WAYS = [
     Way("pybalancer", "restart", "restart only", Pybalancer, restart_only),
     Way(
@@ -63,6 +73,14 @@ WAYS = [
         "restart only; reattach",
         partial(Pybalancer, reattach=True),
         restart_only,
+    ),
+    Way("pybalancer", "roll", "roll, shed", partial(Pybalancer, paced=True), pybalancer_roll),
+    Way(
+        "pybalancer",
+        "reattach",
+        "roll, shed; reattach",
+        partial(Pybalancer, paced=True, reattach=True),
+        pybalancer_roll,
         "upgrade",
     ),
     Way(

@@ -72,13 +72,14 @@ def check(
 
 def _load(file: Path) -> "Config":
     from pybalancer.config.load import load_file
-    from pybalancer.config.secret import read_secret, read_token
+    from pybalancer.config.secret import read_secret, read_ticket_keys, read_token
 
     config = load_file(file, os.environ)
     # Files that it names must be there and private; without a name one would be made, so not here.
     if config.balancer.secret_file is not None:
         read_secret(config)
     read_token(config.balancer)
+    read_ticket_keys(config)
     return config
 
 

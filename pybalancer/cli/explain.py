@@ -120,6 +120,8 @@ def _show_way(console: "Console", answer: dict[str, Any]) -> None:
     console.print(
         f"→ pool {answer['pool']} ({answer['policy']} by {key}) → " + (answer["backend"] or f"503, {nobody}")
     )
+    for number, url in enumerate(answer["urls"]):
+        console.print(f"→ {answer['action']}: {url}" if number == 0 else f"  or {url}")
     if key == "sticky":
         console.print("unless it brings the cookie that binds it to one of them")
 

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from pybalancer.config.secret import state_directory
 from pybalancer.errors import RollError
-
-VERSION: Final = 1
-"""Of what is in the file."""
+from pybalancer.policy.roll import Step
 
 MOST_BYTES: Final = 4 << 20
 """A roll of ten thousand backends has a tenth of it."""
@@ -28,6 +28,8 @@ MOST_BYTES: Final = 4 << 20
 @dataclass(frozen=True, slots=True)
 class Page:
     """A roll: what it was asked for, and how far it has come. Times in seconds; None: as the pool says."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 - pydantic wants a plain dict
 
     command: str
     shell: bool = False
@@ -39,8 +41,10 @@ class Page:
     rate: float | None = None
     slow_start: float | None = None
     force: bool = False
-    steps: Mapping[str, str] = field(default_factory=dict)
+    steps: Mapping[str, Step] = field(default_factory=dict)
     """Of each backend, in the order in which they are rolled."""
+    version: Literal[1] = 1
+    """Of what is in the file."""
 
     @property
     def told(self) -> str:
@@ -69,7 +73,9 @@ class Journal:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Pools may be named as they like.
             path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', pool)[:60]}-{digest}.json"
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(
+                path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,24 +92,21 @@ class Journal:
                 with self.path.open("rb") as file:
                     if os.fstat(file.fileno()).st_uid not in (os.geteuid(), 0):
                         raise RollError(f"the journal {self.path} is somebody else's: remove it")
-                    content = json.loads(file.read(MOST_BYTES))
+                    content = file.read(MOST_BYTES)
             except FileNotFoundError:
                 return None
-            except (ValueError, RecursionError):
-                content = None
-        page = _page(content)
-        if page is None:
-            raise RollError(f"{self.path} is no journal of this version: begin with --anew")
-        return page
+        try:
+            return TypeAdapter(Page).validate_json(content)
+        except ValidationError:
+            raise RollError(f"{self.path} is no journal of this version: begin with --anew") from None
 
     def write(self, page: Page) -> None:
         """Keep it, whole or not at all."""
-        content = {"version": VERSION, **dataclasses.asdict(page)}
-        with _telling("keep the journal"):
+        with _telling("keep the journal", self.path):
             descriptor, temporary = tempfile.mkstemp(prefix="roll.", dir=self.path.parent)  # Of mode 0600.
             try:
                 with os.fdopen(descriptor, "w") as file:
-                    json.dump(content, file)
+                    json.dump(dataclasses.asdict(page), file)
                     file.flush()
                     os.fsync(file.fileno())
                 os.rename(temporary, self.path)
@@ -118,25 +121,13 @@ class Journal:
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
+def _telling(what: str, path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # A full disk names no file.
+        name = error.filename or path
+        where = f"{name}: " if name else ""
         raise RollError(
             f"cannot {what}: {where}{error.strerror or error}; STATE_DIRECTORY names another place"
         ) from error
-
-
-_STEPS: Final = {"waiting", "draining", "acting", "checking", "done", "failed", "skipped"}
-
-
-def _page(content: Any) -> Page | None:
-    if not isinstance(content, dict) or content.pop("version", None) != VERSION:
-        return None
-    if content.keys() != {one.name for one in dataclasses.fields(Page)}:
-        return None
-    steps = content["steps"]
-    if not isinstance(steps, dict) or not set(map(str, steps.values())) <= _STEPS:
-        return None
-    return Page(**content)

@@ -31,9 +31,11 @@ def status(*, admin: Admin = None, config: ConfigFile = None, json: Json = False
             from pybalancer.cli.packets import show_packets
 
             show_packets(console, content["packet"])
+        _show_drains(console, content["drains"])
         if content["listeners"] or content["packet"] is None:
             _show_listeners(console, content["listeners"])
-        _show_requests(console, [one for one in content["listeners"] if one["mode"] == "websocket"])
+        _show_requests(console, [one for one in content["listeners"] if one["mode"] != "tcp"])
+        _show_sent(console, content["listeners"])
         for pool in content["pools"]:
             _show_pool(console, pool)
         _show_workers(console, content["workers"])
@@ -51,6 +53,16 @@ def _show_summary(console: "Console", status: dict[str, Any]) -> None:
         console.print(f"the last reload failed, the plan before it runs on:\n{reload['error']}", style="red")
 
 
+def _show_drains(console: "Console", drains: list[dict[str, Any]]) -> None:
+    """Those that run: what is drained and has nothing left is said where it stands."""
+    from pybalancer.cli.progress import left
+
+    for drain in drains:
+        if drain["state"] == "running":
+            what = "shedding from" if drain["kind"] == "shed" else "draining"
+            console.print(f"{what} {drain['what']}: {left(drain)}", style="yellow")
+
+
 def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
@@ -63,7 +75,8 @@ def _show_listeners(console: "Console", listeners: list[dict[str, Any]]) -> None
         refused = {reason: count for reason, count in listener["refused"].items() if count}
         table.add_row(
             listener["name"],
-            listener["bound"] or f"{listener['bind']} (closed)",
+            (listener["bound"] or f"{listener['bind']} (closed)")
+            + (", drained" if listener["draining"] else ""),
             ", ".join(_pools(listener)),
             str(listener["active"]),
             str(listener["accepted"]),
@@ -81,7 +94,7 @@ def _pools(listener: dict[str, Any]) -> list[str]:
 
 
 def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
-    """What only listeners of mode "websocket" have."""
+    """What only listeners have that read requests."""
     from rich.table import Table
 
     if not listeners:
@@ -100,6 +113,22 @@ def _show_requests(console: "Console", listeners: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def _show_sent(console: "Console", listeners: list[dict[str, Any]]) -> None:
+    """Of clients that are not relayed, where there may be any."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("name")
+    for column in ("directed", "redirected", "put off"):
+        table.add_column(column, justify="right")
+    for listener in listeners:
+        if any(route["action"] != "proxy" for route in listener["routes"]):
+            counts = ("directed", "redirected", "put_off")
+            table.add_row(listener["name"], *(str(listener[count]) for count in counts))
+    if table.row_count:
+        console.print(table)
+
+
 def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -108,15 +137,19 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
     table = Table()
     for column in ("backend", "address", "health"):
         table.add_column(column)
-    for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from"):
+    # What only backends have that clients are sent to, or that tell of their load.
+    sent = any(backend["sent"] for backend in pool["backends"])
+    loads = any(backend["load"] is not None for backend in pool["backends"])
+    more = [name for name, shown in (("sent", sent), ("load", loads)) if shown]
+    for column in ("share", "tunnels", "opened", "failures", "ports", "to", "from", *more):
         table.add_column(column, justify="right")
     for backend in pool["backends"]:
-        up = backend["state"] == "up"
+        style = "red" if backend["state"] != "up" else "yellow" if backend["draining"] else "green"
         ports = f"{backend['ports_used']}/{backend['ports_total']}" if backend["ports_total"] else "-"
         table.add_row(
             backend["name"],
             backend["address"],
-            Text(_health(backend), style="green" if up else "red"),
+            Text(_health(backend) + (", drained" if backend["draining"] else ""), style=style),
             f"{backend['share']:.1%}",
             str(backend["active"]),
             str(backend["opened"]),
@@ -124,6 +157,8 @@ def _show_pool(console: "Console", pool: dict[str, Any]) -> None:
             ports,
             size(backend["bytes_to_backend"]),
             size(backend["bytes_to_client"]),
+            *([str(backend["sent"])] if sent else []),
+            *(["-" if backend["load"] is None else f"{backend['load']:g}"] if loads else []),
         )
     console.print(table)
 

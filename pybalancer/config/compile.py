@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import ipaddress
 import socket
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
@@ -108,14 +112,17 @@ def compile_plan(
     secret: bytes,
     previous: _core.Plan | None = None,
     draining: Draining | None = None,
+    tickets: Mapping[str, bytes] | None = None,
 ) -> _core.Plan:
     """The plan. Backends of which ``health`` knows nothing count as up.
+
+    ``tickets`` are the keys of pools whose tickets have one of their own.
 
     Raises ``PlanError`` if the core finds what the configuration's checks have not: a defect of theirs.
     """
     backends, closed = (draining.backends, draining.listeners) if draining else ((), ())
     pools = [
-        _pool(name, pool, addresses, health, backends, drain_rate(config, name))
+        _pool(name, pool, addresses, health, backends, drain_rate(config, name), (tickets or {}).get(name))
         for name, pool in config.pools.items()
     ]
     listeners = [
@@ -151,6 +158,7 @@ def _pool(
     health: Mapping[tuple[str, str], Health],
     draining: Collection[tuple[str, str]],
     rate: float,
+    ticket_key: bytes | None,
 ) -> _core.PoolSpec:
     backends = []
     for backend in pool.backends:
@@ -194,6 +202,29 @@ def _pool(
         drain_deadline=pool.drain.deadline,
         drain_code=pool.drain.code,
         drain_rate=rate,
+        direct=_direct(pool, ticket_key),
+    )
+
+
+def _direct(pool: PoolConfig, ticket_key: bytes | None) -> _core.DirectSpec | None:
+    """Where clients reach the backends themselves; None if they cannot."""
+    urls = [backend.public_url for backend in pool.backends]
+    if not any(urls):
+        return None
+    direct = pool.direct
+    return _core.DirectSpec(
+        urls=urls,
+        expires_in=direct.expires_in,
+        alternatives=direct.alternatives,
+        retry_min=direct.retry_min,
+        retry_max=direct.retry_max,
+        retry_base=direct.retry_base,
+        stable=direct.stable,
+        window=direct.window,
+        fallback=direct.fallback,
+        tickets=direct.ticket,
+        ticket_key=ticket_key,
+        ticket_address=direct.ticket_address,
     )
 
 
@@ -217,14 +248,36 @@ def _listener(listener: ListenerConfig, *, draining: bool) -> _core.ListenerSpec
         accept_burst=listener.accept_burst or max(1, int(rate / 10)),
         accept_queue=listener.accept_queue,
         queue_timeout=listener.queue_timeout,
-        web=_web(listener) if listener.mode == "websocket" else None,
+        web=_web(listener) if listener.reads else None,
         draining=draining,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The browser's client, as it is served."""
+
+    body: bytes
+    etag: str
+
+
+@functools.cache
+def client_script() -> Script | None:
+    """It; None in an installation without it."""
+    try:
+        body = (Path(__file__).parent.parent / "js" / "client.js").read_bytes()
+    except FileNotFoundError:
+        return None
+    return Script(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
 def _web(listener: ListenerConfig) -> _core.WebSpec:
     rate = listener.handshakes or 0.0
+    tells = any(listener.action(route) == "directory" for route in named(listener).values())
+    script = client_script() if tells and listener.client_js else None
     return _core.WebSpec(
+        script=script.body if script else None,
+        script_etag=script.etag if script else "",
         routes=[_route(listener, name, route) for name, route in named(listener).items()],
         head_limit=listener.head_limit,
         target_limit=listener.target_limit,
@@ -249,6 +302,8 @@ def _route(listener: ListenerConfig, name: str, route: RouteConfig) -> _core.Rou
         cookies=list(route.cookie.items()),
         query=list(route.query.items()),
         key=route.key,
+        action=listener.action(route),
+        target=route.target,
         strip_prefix=route.strip_prefix,
         origins=route.origins,
         request_set=list(route.request_headers.set.items()),

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pybalancer.config import model
+from pybalancer.config import direct_model, model, packet_model
 from pybalancer.config.model import Config
 from pybalancer.config.positions import Path
 from pybalancer.config.rules import Finding, meant
@@ -122,7 +122,7 @@ THERE: Final[Mapping[type[BaseModel], Mapping[str, str]]] = {
         "method": "routes do not look at the method",
         "methods": "routes do not look at the method",
     },
-    model.PacketConfig: {
+    packet_model.PacketConfig: {
         "interface": 'interfaces = ["eth0"]',
         "dev": 'interfaces = ["eth0"]',
         "mode": 'whether in the driver or after it is xdp = "native" or "generic"',
@@ -246,11 +246,12 @@ _SECTIONS: Final[Mapping[type[BaseModel], str]] = {
     model.BalancerConfig: "[balancer]",
     model.LogConfig: "[log]",
     model.ListenerConfig: "[[listeners]]",
-    model.PacketConfig: "[packet]",
+    packet_model.PacketConfig: "[packet]",
     model.PoolConfig: "[pools.NAME]",
     model.BackendConfig: "[[pools.NAME.backends]]",
     model.HealthConfig: "[pools.NAME.health]",
     model.DrainConfig: "[pools.NAME.drain]",
+    direct_model.DirectConfig: "[pools.NAME.direct]",
     model.RebalanceConfig: "rebalance of [pools.NAME]",
     model.RouteConfig: "[[listeners.routes]]",
     model.FieldsConfig: "request_headers or response_headers of [[listeners.routes]]",

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr
 
+from pybalancer.config.direct_model import DirectConfig
+from pybalancer.config.packet_model import PacketConfig
+from pybalancer.config.section import Section
 from pybalancer.config.values import (
     Admin,
     Bind,
@@ -20,7 +23,6 @@ from pybalancer.config.values import (
     FieldValue,
     File,
     HostPattern,
-    Interface,
     Key,
     Mode,
     Name,
@@ -28,7 +30,9 @@ from pybalancer.config.values import (
     Number,
     Origin,
     Path,
+    Place,
     Prefix,
+    PublicUrl,
     QueryName,
     Rate,
     Size,
@@ -43,17 +47,9 @@ from pybalancer.config.values import (
 )
 from pybalancer.errors import Problem
 
-LATER_MODES: Final = ("directory",)
-
 NEVER_SENT: Final = (1004, 1005, 1006, *range(1015, 3000))
 """Codes of a Close that stand for something else than a Close, or for nothing yet: a client that gets
 one may take it for a violation of the protocol."""
-
-
-def _mode(value: Any) -> Any:
-    if value in LATER_MODES:
-        raise ValueError(f'mode {value!r} is not in this version; it has "tcp", "websocket" and "packet"')
-    return value
 
 
 def _secret(value: Any) -> Any:
@@ -71,12 +67,6 @@ def _close_code(value: Any) -> Any:
         if value in NEVER_SENT:
             raise ValueError(f"{value} may not be sent in a Close (RFC 6455 section 7.4); try 1012")
     return value
-
-
-class Section(BaseModel):
-    """What all sections have in common: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class BalancerConfig(Section):
@@ -181,6 +171,17 @@ class RouteConfig(Section):
         default_factory=dict, description="Query parameters, decoded, likewise."
     )
     pool: str = Field(description="The pool that they go to.")
+    action: Literal["proxy", "directory", "redirect"] | None = Field(
+        None,
+        description="`proxy`: relay them. `directory`: tell the client, in JSON, the URL of the backend that "
+        "it would be relayed to. `redirect`: send it there (307). By default `proxy`, in mode `directory` "
+        "`directory`. The backends need a `public_url`.",
+    )
+    target: Place | None = Field(
+        None,
+        description="Of a directory or redirect: the path that clients are sent to; the query is kept. By "
+        "default the path that they ask for, without `strip_prefix`.",
+    )
     key: Key | None = Field(None, description="What is hashed, where it is not the pool's own `key`.")
     strip_prefix: Prefix | None = Field(
         None,
@@ -190,7 +191,8 @@ class RouteConfig(Section):
     origins: tuple[Origin, ...] = Field(
         (),
         description="Origins (`https://host`) of pages that may open WebSockets; others get 403. Empty: all. "
-        "Clients that send no Origin are no browsers and are let through.",
+        "Clients that send no Origin are no browsers and are let through. Of a directory: origins of pages "
+        "that may ask (CORS). Empty: all may ask, but only pages of its own origin can read the answer.",
     )
     request_headers: FieldsConfig = Field(
         default=FieldsConfig(), description="Changes to requests on their way to the backend."
@@ -221,10 +223,11 @@ class ListenerConfig(Section):
         "`unix:/path`.",
         examples=["0.0.0.0:8080"],
     )
-    mode: Annotated[Literal["tcp", "websocket", "packet"], BeforeValidator(_mode)] = Field(
+    mode: Literal["tcp", "websocket", "directory", "packet"] = Field(
         "tcp",
         description="`tcp`: relay the bytes of each connection to a backend, whatever they mean. "
         "`websocket`: read HTTP/1.1 requests, route on what they ask for, relay WebSockets and plain HTTP. "
+        "`directory`: read requests, and relay nothing: tell clients where to connect to. "
         "`packet`: forward the packets for this address to backends that answer clients themselves, as "
         "`[packet]` says.",
     )
@@ -243,7 +246,8 @@ class ListenerConfig(Section):
         None,
         description="In mode `websocket`: WebSocket handshakes per time that reach the backends. What does "
         "not fit waits a little, then gets 503 with Retry-After. Tunnels that stand are not slowed, nor are "
-        "other requests.",
+        "other requests. Clients that a directory or a redirect sends on count too; those are told when to "
+        "come again.",
         examples=["2000/s"],
     )
     handshakes_burst: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
@@ -287,6 +291,10 @@ class ListenerConfig(Section):
         description="Bytes that a client may say meanwhile and that are kept for the next backend. More stay "
         "in its socket.",
         examples=["64KiB"],
+    )
+    client_js: Truth = Field(
+        True,
+        description="Where a route is a directory: serve the browser's client at `/.pybalancer/client.js`.",
     )
     request_timeout: Duration = Field(
         10.0, description="In mode `websocket`: for a whole request head (408 after that); 0: any time."
@@ -345,6 +353,15 @@ class ListenerConfig(Section):
     )
     queue_timeout: Duration = Field(1.0, description="How long one may wait there before it is refused.")
 
+    @property
+    def reads(self) -> bool:
+        """Whether it reads requests; else streams or packets go through it, whatever they mean."""
+        return self.mode in ("websocket", "directory")
+
+    def action(self, route: RouteConfig) -> Literal["proxy", "directory", "redirect"]:
+        """What becomes of requests that ``route`` takes."""
+        return route.action or ("directory" if self.mode == "directory" else "proxy")
+
 
 class BackendConfig(Section):
     """A server of a pool."""
@@ -358,6 +375,11 @@ class BackendConfig(Section):
     )
     weight: Annotated[Whole, Field(ge=0, le=65535)] = Field(
         1, description="Share relative to the others; 0 takes no new connections."
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Where clients reach it themselves, for directory and redirect: `wss://HOST` or "
+        "`wss://HOST:PORT` (`ws`, `https`, `http` too), without a path.",
     )
 
 
@@ -491,6 +513,9 @@ class PoolConfig(Section):
         "keep", description="Live tunnels of a backend that goes down, likewise."
     )
     drain: DrainConfig = Field(default=DrainConfig(), description="How tunnels are drained.")
+    direct: DirectConfig = Field(
+        default=DirectConfig(), description="What clients are told that connect to its backends themselves."
+    )
     rebalance: RebalanceConfig | None = Field(None, description="Shed surplus tunnels automatically.")
     panic: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="Share of backends up below which all are treated as up; 0: never."
@@ -500,60 +525,6 @@ class PoolConfig(Section):
     )
     health: HealthConfig | None = Field(None, description="How backends are checked.")
     backends: tuple[BackendConfig, ...] = Field((), description="The servers.")
-
-
-class PacketConfig(Section):
-    """How this machine takes part in mode `packet`, for all listeners of that mode. See packet.md."""
-
-    role: Literal["director", "backend"] = Field(
-        "director",
-        description="`director`: spread the packets over the backends. `backend`: this machine is one of "
-        "them; take packets out of their IPIP, and pass on those of connections that a former owner has. So "
-        "one file serves a whole fleet, with `PYBALANCER_PACKET_ROLE` on the backends.",
-    )
-    interfaces: tuple[Interface, ...] = Field(
-        (),
-        description="Network interfaces on which the packets arrive, and those that lead to backends. "
-        "Needed where a listener is of mode `packet`.",
-        examples=[["eth0"]],
-    )
-    forward: Literal["l2", "ipip"] = Field(
-        "l2",
-        description="How packets get to a backend. `l2`: with its hardware address, so it must be on the "
-        "same link (IPVS: gatewaying, direct routing). `ipip`: in an outer IP packet, so it may be anywhere "
-        "(IPVS: tunneling; Katran).",
-    )
-    engine: Literal["xdp", "nftables"] = Field(
-        "xdp",
-        description="What forwards: a BPF program, or rules for `nft` where BPF is not allowed. These hash "
-        "in another way, only forward by `l2`, and know no former owners.",
-    )
-    xdp: Literal["auto", "native", "generic"] = Field(
-        "auto",
-        description="Where the program runs: in the driver (`native`), or after it (`generic`), which every "
-        "driver can do, slower. `auto`: native where that is possible. Taken when an interface is attached.",
-    )
-    mtu: Annotated[Whole, Field(ge=576, le=65535)] = Field(
-        1500,
-        description="Bytes of a packet that fit between directors and backends, with `ipip` the outer header "
-        "among them. Larger ones are counted and dropped.",
-    )
-    source: Network | None = Field(
-        None,
-        description="With `ipip`: source address of the outer packets, or a network from which it varies "
-        "with the flow, so that routers and network cards spread them. Routers must let these pass. "
-        "Default: this machine's address on the way.",
-        examples=["172.16.0.0/16"],
-    )
-    backend: Name | None = Field(
-        None,
-        description='With `role = "backend"`: which one this is, where its address does not tell.',
-    )
-    manage_vip: Truth = Field(
-        True,
-        description='With `role = "backend"`: add the addresses of the listeners to `lo` and see that nobody '
-        "else hears of them (`arp_ignore`, `arp_announce`).",
-    )
 
 
 class Config(Section):

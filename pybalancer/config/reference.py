@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from pybalancer.config import model
+from pybalancer.config import direct_model, model, packet_model
 from pybalancer.config.load import ENVIRONMENT
 
 _SECTIONS: Final = (
@@ -20,11 +20,12 @@ _SECTIONS: Final = (
     ("[[listeners]]", model.ListenerConfig),
     ("[[listeners.routes]]", model.RouteConfig),
     ("[listeners.routes.request_headers], [listeners.routes.response_headers]", model.FieldsConfig),
-    ("[packet]", model.PacketConfig),
+    ("[packet]", packet_model.PacketConfig),
     ("[pools.NAME]", model.PoolConfig),
     ("[[pools.NAME.backends]]", model.BackendConfig),
     ("[pools.NAME.health]", model.HealthConfig),
     ("[pools.NAME.drain]", model.DrainConfig),
+    ("[pools.NAME.direct]", direct_model.DirectConfig),
     ("[pools.NAME.rebalance]", model.RebalanceConfig),
 )
 

@@ -107,7 +107,7 @@ def doubts(here: Path, listener: ListenerConfig, config: Config) -> Iterator[Fin
             yield from _unused_key((*place, "key"), route.key, pool)
     if all_taken is not None and listener.pool is not None:
         yield (*here, "pool"), f"no request comes this far: routes[{all_taken}] takes them all", None
-    if listener.mode == "websocket" and listener.handshakes is None:
+    if listener.reads and listener.handshakes is None:
         for key in ("handshakes_burst", "handshakes_queue", "handshakes_wait"):
             if key in listener.model_fields_set:
                 yield (*here, key), "means nothing without handshakes", 'add handshakes = "2000/s"'

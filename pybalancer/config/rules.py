@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
-from pybalancer.config import packet, routes
+from pybalancer.config import directs, packet, routes
 from pybalancer.config.model import Config, ListenerConfig, PoolConfig
 from pybalancer.config.positions import Path
 
@@ -40,6 +40,7 @@ def mistakes(config: Config) -> Iterator[Finding]:
     yield from packet.mistakes(config)
     for name, pool in config.pools.items():
         yield from _pool(("pools", name), pool)
+    yield from directs.mistakes(config)
     entries = len(config.listeners) + sum(len(pool.backends) for pool in config.pools.values())
     if entries > MOST_ENTRIES:
         yield (), f"{entries} listeners and backends together; there may be {MOST_ENTRIES}", None
@@ -99,6 +100,7 @@ ONLY_WEBSOCKET: Final = (
     "head_limit",
     "target_limit",
     "field_limit",
+    "client_js",
 )
 """Keys of a listener that mean something only where requests are read."""
 
@@ -206,7 +208,7 @@ def doubts(config: Config) -> Iterator[Finding]:
         yield from routes.doubts(("listeners", index), listener, config)
         pools = {listener.pool, *(route.pool for route in listener.routes)}
         used |= pools
-        read |= pools if listener.mode == "websocket" else set()
+        read |= pools if listener.reads else set()
     yield from packet.doubts(config)
     for name, pool in config.pools.items():
         here: Path = ("pools", name)
@@ -229,6 +231,8 @@ def doubts(config: Config) -> Iterator[Finding]:
                 yield (*here, "health", "timeout"), "is longer than the interval", None
             if health.kind == "tcp" and (health.path != "/" or health.host or health.headers):
                 yield (*here, "health", "kind"), "tcp asks for no path", 'did you mean kind = "http"?'
+
+    yield from directs.doubts(config)
 
 
 def _drain_doubts(here: Path, pool: PoolConfig) -> Iterator[Finding]:

@@ -26,6 +26,11 @@ def secret_digest(secret: bytes) -> str:
     return hashlib.sha256(b"pybalancer secret " + secret).hexdigest()
 
 
+def ticket_digest(secret: str) -> str:
+    """The same of a ``ticket_secret``. It has the form of one, so it may stand in its place."""
+    return hashlib.sha256(b"pybalancer ticket secret " + bytes.fromhex(secret)).hexdigest()
+
+
 def state_directory() -> Path:
     """Where a balancer keeps what shall outlive it."""
     if given := os.environ.get("STATE_DIRECTORY"):
@@ -60,6 +65,27 @@ def read_token(section: BalancerConfig) -> str | None:
     if len(token) < 16:
         raise _problem(section.admin_token_file, "balancer.admin_token_file", "is shorter than 16 characters")
     return token
+
+
+def read_ticket_keys(config: Config) -> dict[str, bytes]:
+    """32 bytes for each pool whose tickets have a secret of their own. Raises ConfigError."""
+    keys: dict[str, bytes] = {}
+    for name, pool in config.pools.items():
+        direct = pool.direct
+        if direct.ticket_secret is not None:
+            keys[name] = bytes.fromhex(direct.ticket_secret.get_secret_value())
+        elif direct.ticket_secret_file is not None:
+            key = f"pools.{name}.direct.ticket_secret_file"
+            text = read_private(direct.ticket_secret_file, key).strip()
+            try:
+                keys[name] = bytes.fromhex(text)
+            except ValueError:
+                keys[name] = b""
+            if len(keys[name]) != 32 or len(text) != 64:
+                hint = f"openssl rand -hex 32 > {shlex.quote(direct.ticket_secret_file)}"
+                why = "holds no secret of 64 hexadecimal digits"
+                raise _problem(direct.ticket_secret_file, key, why, hint)
+    return keys
 
 
 def read_private(path: str, key: str) -> str:

@@ -304,6 +304,30 @@ def prefix(value: Any) -> str:
     return text
 
 
+_PLACE = re.compile(r"/[!$-;=@-\[\]-~]*")
+
+
+def place(value: Any) -> str:
+    """The path of a URL, as it is written there: no query, nothing that would have to be encoded."""
+    if not isinstance(value, str) or not _PLACE.fullmatch(value):
+        raise ValueError(f'{value!r} is not the path of a URL such as "/chat"; a query is kept as it comes')
+    return value
+
+
+def public_url(value: Any) -> str:
+    """Where clients reach a backend themselves: scheme, host, perhaps a port, and nothing behind it."""
+    from pybalancer import _core
+
+    if not isinstance(value, str):
+        raise ValueError('a URL is text such as "wss://www34.example.com"')
+    if "://" not in value:
+        raise ValueError(f'{value!r} has no scheme; write "wss://{value}"')
+    if value.endswith("/") and value.count("/") == 3:
+        raise ValueError(f'{value!r} is followed by the path that clients ask for; write "{value[:-1]}"')
+    _core.check_url(value)
+    return value
+
+
 def host_pattern(value: Any) -> str:
     """A route's host."""
     from pybalancer import _core
@@ -406,6 +430,10 @@ Key = Annotated[
 ]
 Path = Annotated[str, BeforeValidator(path), _written(r"^/", "/rooms/*")]
 Prefix = Annotated[str, BeforeValidator(prefix), _written(r"^/[^*{]*$", "/chat")]
+Place = Annotated[str, BeforeValidator(place), _written(r"^/", "/chat")]
+PublicUrl = Annotated[
+    str, BeforeValidator(public_url), _written(r"^(wss|ws|https|http)://[^/]+$", "wss://www34.example.com")
+]
 HostPattern = Annotated[
     str, BeforeValidator(host_pattern), WithJsonSchema({"type": "string", "examples": ["*.example.com"]})
 ]

@@ -42,7 +42,8 @@ from pybalancer.packet.running import (
 from pybalancer.packet.services import Key, Service, services
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import Config, PacketConfig
+    from pybalancer.config.model import Config
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.policy.settings import Check
 
 _log = logging.getLogger("pybalancer")
@@ -131,7 +132,7 @@ class PacketControl:
         except BaseException:
             if running is not self._running:
                 with contextlib.suppress(_core.PacketError, OSError):
-                    running.forwarder.close(keep=former is not None or running.forwarder.adopted)
+                    close(running, former is not None or running.forwarder.adopted)
             raise
         if former is not None:
             former.forwarder.close(keep=True)

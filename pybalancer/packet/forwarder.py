@@ -11,7 +11,7 @@ from pybalancer import _core
 from pybalancer.packet.generations import Generation, Numbers
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import PacketConfig
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
 Address = tuple[str, int, Literal["tcp", "udp"]]

@@ -35,25 +35,37 @@ class Hop:
     why: str = ""
 
 
-def look(hosts: Collection[str], before: Mapping[str, Hop], *, direct: bool) -> dict[str, Hop]:
+def look(
+    hosts: Collection[str], before: Mapping[str, Hop], *, direct: bool, routes: bool = True
+) -> dict[str, Hop]:
     """The ways to ``hosts`` now. Raises OSError if the kernel cannot be asked.
 
-    ``direct``: they must be neighbours themselves. One whose hardware address is lost keeps the one from
-    ``before``, for a machine may be busy for a while; that it is gone is for its check to find.
+    ``direct``: they must be neighbours themselves. Without ``routes`` only those that had no route are
+    looked up in the kernel's routes, which takes a question for each. One whose hardware address is lost
+    keeps the one from ``before``, for a machine may be busy for a while; that it is gone is for its check
+    to find.
     """
     if not hosts:
         return {}
     from pyroute2 import IPRoute
 
     with IPRoute() as kernel:
-        found = {host: _route(kernel, host, direct=direct) for host in hosts}
+        found = {}
+        for host in hosts:
+            old = before.get(host)
+            known_route = old is not None and old.interface is not None and not routes
+            found[host] = old if old is not None and known_route else _route(kernel, host, direct=direct)
         neighbours = _neighbours(kernel)
         done = {}
         for host, hop in found.items():
             if hop.interface is None:
                 done[host] = hop
                 continue
-            index = socket.if_nametoindex(hop.interface)
+            try:
+                index = socket.if_nametoindex(hop.interface)
+            except OSError:
+                done[host] = Hop(host, why=f"interface {hop.interface} is not there any more")
+                continue
             next_host = hop.via or host
             state, mac = neighbours.get((index, next_host), (0, None))
             if not state & (REACHABLE | DELAY | PROBE | NOARP | PERMANENT):

@@ -22,7 +22,7 @@ from pybalancer.packet.generations import Numbers
 from pybalancer.packet.services import nft_digest, nft_seed
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import PacketConfig
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
 NAME: Final = "pybalancer"

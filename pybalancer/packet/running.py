@@ -21,13 +21,15 @@ from pybalancer.packet.marks import Way, Ways
 from pybalancer.packet.services import Service, find_me
 
 if TYPE_CHECKING:
-    from pybalancer.config.model import PacketConfig
+    from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
 _log = logging.getLogger("pybalancer")
 
 SETTLE: Final = 1.0
 """Seconds that the neighbours have at the start to say their hardware addresses."""
+ROUTES: Final = 10.0
+"""Seconds between two looks at all routes: a thousand questions."""
 MOST_SERVICES: Final = 256
 
 
@@ -52,6 +54,8 @@ class Running:
     modes: Mapping[str, str] = field(default_factory=dict)
     links: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Interfaces as they were when they were attached: index and hardware address."""
+    routes_due: float = 0.0
+    """When routes are to be looked up again."""
     ways: Ways = field(default_factory=Ways)
     vips: set[str] = field(default_factory=set)
 
@@ -67,10 +71,10 @@ def open_(section: PacketConfig, secret: bytes, size: int, former: Running | Non
     else:
         forwarder = XdpForwarder(section, secret, size)
     running = Running(forwarder, section, secret, size, directory, known)
-    if former is None:
+    if former is None and section.role == "director":
         # What a process before may have left, and no table of ours refers to.
         Ways.clean()
-    else:
+    elif former is not None:
         running.ways, running.hops, running.vips = former.ways, former.hops, former.vips
     return running
 
@@ -112,13 +116,17 @@ def number_services(forwarder: Forwarder, wanted: list[Service]) -> dict[str, in
 def look_at_hops(running: Running, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
     """The next hops; with ``wait`` neighbours get a moment to answer."""
     direct = running.section.forward == "l2"
-    found = hops.look(hosts, running.hops, direct=direct)
+    now = time.monotonic()
+    routes = wait or now >= running.routes_due
+    if routes:
+        running.routes_due = now + ROUTES
+    found = hops.look(hosts, running.hops, direct=direct, routes=routes)
     deadline = time.monotonic() + SETTLE
     while wait and time.monotonic() < deadline:
         if all(hop.mac is not None or hop.interface is None for hop in found.values()):
             break
         time.sleep(0.02)
-        found = hops.look(hosts, found, direct=direct)
+        found = hops.look(hosts, found, direct=direct, routes=False)
     return found
 
 
@@ -186,7 +194,8 @@ def close(running: Running, keep: bool) -> None:
     if keep:
         return
     try:
-        Ways.clean()
+        if running.section.role == "director":
+            Ways.clean()
         vip.remove(running.state.added)
         if running.state.settings:
             vip.restore(running.state.settings)

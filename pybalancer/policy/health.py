@@ -26,7 +26,8 @@ class BackendHealth:
     """What is known of a backend. ``since`` is when it last went up or down (monotonic seconds).
 
     ``ramp`` in (0, 1] is the share of its keys that it gets (1 except during slow start). ``held`` means
-    down because it flapped, though it may answer just now. ``reason`` is for people.
+    down because it flapped, though it may answer just now. ``reason`` is for people. ``load`` is what it
+    last said of itself (0 idle, 1 full), which plans do not know of: it may change with every probe.
     """
 
     up: bool
@@ -34,6 +35,7 @@ class BackendHealth:
     reason: str
     since: float
     held: bool = False
+    load: float | None = None
 
     def same_plan(self, other: BackendHealth) -> bool:
         """Whether a plan made from one would equal a plan made from the other."""
@@ -69,6 +71,7 @@ class HealthMachine:
         "_held_for",
         "_held_until",
         "_hurry",
+        "_load",
         "_next_ramp",
         "_ramp_from",
         "_ramp_over",
@@ -100,6 +103,7 @@ class HealthMachine:
         """The same of the one that begins when it comes up; None: as the settings say."""
         self._hurry = False
         """Whether the next probe is to come at once."""
+        self._load: float | None = None
 
     def begin_down(self, reason: str, now: float) -> None:
         """It was down when another process watched it. Good probes bring it up, as ever."""
@@ -107,10 +111,11 @@ class HealthMachine:
         self._since = now
         self._said = reason
 
-    def observe(self, ok: bool, reason: str, now: float) -> None:
-        """A probe ended."""
+    def observe(self, ok: bool, reason: str, now: float, load: float | None = None) -> None:
+        """A probe ended, with what the backend said of its load."""
         self._settle(now)
         self._said = reason
+        self._load = load if ok else None
         if ok:
             self._good += 1
             self._bad = 0
@@ -185,7 +190,7 @@ class HealthMachine:
     def health(self, now: float) -> BackendHealth:
         self._settle(now)
         held = self._held_until is not None
-        return BackendHealth(self._up, self._ramp(now), self._reason(), self._since, held)
+        return BackendHealth(self._up, self._ramp(now), self._reason(), self._since, held, self._load)
 
     def next_probe(self, after: float, rng: random.Random) -> float | None:
         """When to probe next, given when the last probe began; None while nothing is to be asked.

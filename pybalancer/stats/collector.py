@@ -62,6 +62,9 @@ _LISTENER_COUNTERS = (
     ("pings", "pings", "Pings sent to quiet clients"),
     ("reattached", "reattached", "Times that a tunnel went on at another backend"),
     ("reattach_failed", "reattach_failed", "Tunnels that should have, and were ended instead"),
+    ("directed", "directed", "Clients that a directory told where to connect to"),
+    ("redirected", "redirected", "Clients that were redirected to their backend"),
+    ("put_off", "put_off", "Clients of a directory or redirect that were told to come again later"),
 )
 _REFUSALS = (
     ("full", "refused_full"),
@@ -78,6 +81,7 @@ _BACKEND_COUNTERS = (
     ("tunnels_opened", "opened", "Tunnels established"),
     ("resets", "resets", "Tunnels that the backend ended with an error"),
     ("bad_answers", "bad_answers", "Responses that were none, or did not come at all"),
+    ("clients_sent", "sent", "Clients that a directory or a redirect sent here"),
     ("fallbacks", "fallbacks", "Tunnels that came here because an earlier choice could not take them"),
     ("received_bytes", "bytes_to_client", "Bytes from the backend"),
     ("sent_bytes", "bytes_to_backend", "Bytes to the backend"),

@@ -12,7 +12,7 @@
  * engine itself picks by.
  */
 #define PB_MAGIC 0x3153544154534250ULL /* "PBSTATS1", little-endian */
-#define PB_VERSION 3
+#define PB_VERSION 4
 #define PB_FREE 0
 #define PB_LISTENER 1
 #define PB_BACKEND 2
@@ -87,8 +87,11 @@ typedef struct {
     uint64_t closes[20];         /* ended WebSockets by code: 1000 to 1015, 3xxx, 4xxx, others, none */
     uint64_t reattached;         /* times that a tunnel went on at another backend */
     uint64_t reattach_failed;    /* tunnels that should have, and were ended instead */
-    uint64_t reserved[1];
-} pb_listener; /* 320 bytes */
+    uint64_t directed;           /* clients that a directory told where to connect to */
+    uint64_t redirected;         /* clients that were redirected to their backend */
+    uint64_t put_off;            /* clients of either that were told to come again later */
+    uint64_t reserved[6];
+} pb_listener; /* 384 bytes */
 
 typedef struct {
     uint64_t connects;          /* attempts */
@@ -102,5 +105,6 @@ typedef struct {
     uint64_t connect_ns;        /* time spent in successful connects, summed */
     uint64_t fallbacks;         /* tunnels that came here because an earlier choice could not take them */
     uint64_t bad_answers;       /* responses that were none, or none at all (502) */
-    uint64_t reserved[5];
+    uint64_t sent;              /* clients that a directory or a redirect sent here */
+    uint64_t reserved[4];
 } pb_backend; /* 128 bytes */

@@ -99,6 +99,9 @@ class Listener:
     """Ended WebSockets by the code of their Close, in the order of ``CLOSES``."""
     reattached: int
     reattach_failed: int
+    directed: int
+    redirected: int
+    put_off: int
 
     @property
     def refused(self) -> int:
@@ -128,6 +131,7 @@ class Backend:
     connect_ns: int
     fallbacks: int
     bad_answers: int
+    sent: int
 
 
 _Counters = TypeVar("_Counters", Worker, Listener, Backend)

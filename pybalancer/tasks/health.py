@@ -46,18 +46,21 @@ class HealthWatcher:
     """Probes every backend of a configuration, each in a task of its own.
 
     ``on_change`` is called, synchronously, whenever a plan made now would differ from one made
-    before. How often plans are made is the caller's to limit.
+    before. How often plans are made is the caller's to limit. ``on_load`` is told what a backend says of its
+    load, when that changes (None: nothing any more).
     """
 
     def __init__(
         self,
         on_change: Callable[[], None],
         *,
+        on_load: Callable[[Key, float | None], None] = lambda key, load: None,
         ask: Ask = probe,
         way: Callable[[str, Check, str], tuple[Check, str]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._on_change = on_change
+        self._on_load = on_load
         self._ask = ask
         self._way = way
         """From pool, check and address to the check and the address that it asks."""
@@ -206,13 +209,15 @@ class HealthWatcher:
             _log.warning("cannot check %s/%s, so it counts as before: %s", *key, result.reason)
         watched.unasked = result.ours
         if not result.ours:
-            watched.machine.observe(result.ok, result.reason, trio.current_time())
+            watched.machine.observe(result.ok, result.reason, trio.current_time(), result.load)
 
     def _tell(self, key: Key, watched: _Watched) -> None:
         health = watched.machine.health(trio.current_time())
         told, watched.told = watched.told, health
         if told.up != health.up:
             self._log_change(key, health)
+        if told.load != health.load:
+            self._on_load(key, health.load)
         if not told.same_plan(health):
             self._on_change()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -33,13 +34,15 @@ _USER_AGENT: Final = ("User-Agent", "pybalancer")
 class ProbeResult:
     """What a probe found. ``reason`` is for people; ``seconds`` is how long it took.
 
-    ``ours`` means that it failed for reasons of our own, and that nothing was found.
+    ``ours`` means that it failed for reasons of our own, and that nothing was found. ``load`` is what the
+    backend says of itself: 0 is idle, 1 full.
     """
 
     ok: bool
     reason: str
     seconds: float
     ours: bool = False
+    load: float | None = None
 
 
 class _Bad(Exception):
@@ -53,12 +56,13 @@ async def probe(check: Check, address: str) -> ProbeResult:
     """
     started = trio.current_time()
 
-    def result(ok: bool, reason: str, ours: bool = False) -> ProbeResult:
-        return ProbeResult(ok, reason, trio.current_time() - started, ours)
+    def result(ok: bool, reason: str, ours: bool = False, load: float | None = None) -> ProbeResult:
+        return ProbeResult(ok, reason, trio.current_time() - started, ours, load)
 
     try:
         with trio.fail_after(check.timeout):
-            return result(True, await _KINDS[check.kind](check, address))
+            reason, load = await _KINDS[check.kind](check, address)
+            return result(True, reason, load=load)
     except trio.TooSlowError:
         return result(False, f"no answer within {check.timeout:g}s")
     except _Bad as error:
@@ -110,9 +114,22 @@ def _check_peer(connection: trio.socket.SocketType) -> None:
         raise _Bad(_why(ConnectionRefusedError(errno.ECONNREFUSED, "")))
 
 
-async def _tcp(check: Check, address: str) -> str:
+Found = tuple[str, float | None]
+"""A reason, and the load that the backend told."""
+
+_LOAD: Final = re.compile(rb"[0-9]{1,6}(\.[0-9]{1,9})?")
+
+
+def told_load(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """What the first ``Pybalancer-Load`` says; None where there is none, or nonsense: it is only a hint."""
+    values = (value.strip() for name, value in headers if name.lower() == b"pybalancer-load")
+    value = next(values, b"")
+    return float(value) if _LOAD.fullmatch(value) else None
+
+
+async def _tcp(check: Check, address: str) -> Found:
     async with _connected(check, address):
-        return "connected"
+        return "connected", None
 
 
 def _host(check: Check, address: str) -> str:
@@ -124,7 +141,7 @@ def _headers(check: Check) -> list[tuple[str, str]]:
     return [*ours, *check.headers]
 
 
-async def _http(check: Check, address: str) -> str:
+async def _http(check: Check, address: str) -> Found:
     import h11
 
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_BYTES)
@@ -150,10 +167,10 @@ async def _http(check: Check, address: str) -> str:
             raise _Bad(f"no HTTP: {error}") from None
     if not check.expects(event.status_code):
         raise _Bad(f"HTTP {event.status_code}")
-    return f"HTTP {event.status_code}"
+    return f"HTTP {event.status_code}", told_load(event.headers)
 
 
-async def _websocket(check: Check, address: str) -> str:
+async def _websocket(check: Check, address: str) -> Found:
     """Handshake, a ping with random bytes, its pong, and Close 1000 (RFC 6455)."""
     from wsproto import ConnectionType, WSConnection
     from wsproto.events import (
@@ -171,6 +188,7 @@ async def _websocket(check: Check, address: str) -> str:
     request = Request(host=_host(check, address), target=check.path, extra_headers=headers)
     payload = secrets.token_bytes(8)
     received = 0
+    load: float | None = None
     async with _connected(check, address) as stream:
         await stream.send_all(connection.send(request))
         try:
@@ -185,10 +203,11 @@ async def _websocket(check: Check, address: str) -> str:
                 for event in connection.events():
                     match event:
                         case AcceptConnection():
+                            load = told_load(event.extra_headers)
                             await stream.send_all(connection.send(Ping(payload)))
                         case Pong() if bytes(event.payload) == payload:
                             await stream.send_all(connection.send(CloseConnection(1000)))
-                            return "pong"
+                            return "pong", load
                         case Ping():
                             await stream.send_all(connection.send(event.response()))
                         case RejectConnection():

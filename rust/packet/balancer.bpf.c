@@ -48,27 +48,27 @@ enum { XDP_DROP = 1, XDP_PASS = 2, XDP_TX = 3, TCX_NEXT = -1, TCX_DROP = 2, TCP_
 enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 
 // Maps and what is in them.
-extern u64 settings, interfaces, services, tables, backends, counters, of_services, of_backends;
+extern struct settings settings;     // read as memory: its place is known when the program is loaded
+extern u64 services, tables, backends, counters, of_services, of_backends;
 
-// A look-up in a hash map is a call, which costs as much as all the rest. So what is in those of interfaces and
-// services is in the settings once more, where it takes a comparison: each at a place of its own, which it
-// has unless another was there first.
-enum { MOST_SERVICES = 256, NEAR_INTERFACES = 64, NEAR_SERVICES_BITS = 10 };
-struct near_interface { u32 index; u8 mac[6]; u16 zero; };
-struct near_service { u64 address[2]; u32 rest, number_and_1, mtu, zero; };     // 0: nothing is here
+enum { MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
+struct mac { u16 part[3]; };
+struct interface { u32 index; struct mac mac; u16 zero; };
+// A look-up in a hash map is a call, which costs as much as all the rest. So most services are in the settings
+// once more, where it takes a comparison: each at the one place for it, unless another was there first.
+struct near { u64 address[2]; u32 rest, number_and_1, mtu, zero; };      // 0: nothing is here
 struct settings {
     u64 key[4];                     // SipHash's state after the key
     u32 size, me;                   // slots of tables; which backend an agent is
     u32 live[MOST_SERVICES];        // which of a service's two tables; one store swaps them
-    struct near_interface interfaces[NEAR_INTERFACES];
-    struct near_service services[1 << NEAR_SERVICES_BITS];
+    struct interface interfaces[MOST_INTERFACES];   // at its index's end, or one of the places behind that
+    struct near near[1 << NEAR_BITS];
 };
-struct interface { u8 mac[6]; u16 zero; };
 struct service_key { u8 address[16]; u16 port; u8 protocol, zero; };    // port and protocol 0: the address
 struct service { u32 number, mtu; };
 enum { KNOWN = 1, ENCAPSULATE = 2, OUTER_V6 = 4 };
 struct hop {
-    u8 mac[6], from[6];             // of the next hop, and of the interface towards it
+    struct mac mac, from;           // of the next hop, and of the interface towards it
     u32 interface, flags;
     u32 address[4], source[4];      // outer header
     u32 spread, zero;               // bits of the outer source's last word that vary with the flow
@@ -92,7 +92,7 @@ SECTION(".source") const char source[] = SOURCE;          // SHA-256 of this fil
 #endif
 
 // Headers.
-struct ethernet { u8 to[6], from[6]; u16 type; };
+struct ethernet { struct mac to, from; u16 type; };
 struct ipv4 { u8 head, tos; u16 length, id, fragment; u8 ttl, protocol; u16 checksum; u32 source, destination; };
 struct ipv6 { u32 flow; u16 length; u8 next, hops; u32 source[4], destination[4]; };
 enum { IPV4 = 0x0008, IPV6 = 0xdd86, VLAN = 0x0081, QINQ = 0xa888 };     // as they lie in memory
@@ -104,7 +104,6 @@ struct flow {
     u64 client[2];
     u16 port;
     u8 v6, opening, error, hops, tcp;
-    u8 to[6];                       // our own MAC, as the packet named it
     u32 ip, length, bytes;          // offset of the IP header that counts, its packet's length, the frame's
 };
 
@@ -123,8 +122,8 @@ INLINE u64 rotated(u64 word, int bits) { return word << bits | word >> (64 - bit
 #define BLOCK(word) do { u64 block = (word); d ^= block; ROUND; a ^= block; } while (0)
 
 // SipHash-1-3 of the client's address and port, the bytes of rust/core/src/flow.rs.
-INLINE u64 hash(const struct settings *set, const struct flow *flow) {
-    u64 a = set->key[0], b = set->key[1], c = set->key[2], d = set->key[3];
+INLINE u64 hash(const struct flow *flow) {
+    u64 a = settings.key[0], b = settings.key[1], c = settings.key[2], d = settings.key[3];
     u64 port = flow->port;
     if (flow->client[0] == 0 && (u32)flow->client[1] == 0xffff0000) {
         BLOCK(flow->client[1] >> 32 | port << 32 | 6ULL << 56);
@@ -147,8 +146,7 @@ INLINE void set_v4(void *address, u32 from) {
 
 INLINE void keep_v6(void *address, const u32 *from) {
     u64 *to = address;
-    to[0] = from[0] | (u64)from[1] << 32;
-    to[1] = from[2] | (u64)from[3] << 32;
+    to[0] = from[0] | (u64)from[1] << 32; to[1] = from[2] | (u64)from[3] << 32;
 }
 
 INLINE void set_v6(void *address, const u32 *from) {
@@ -256,24 +254,25 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     return read_transport(end, data + at + 40, rest, ip->next, flow);
 }
 
-// Ethernet with up to two tags, to one of our own MACs: offset of the IP header, or 0. XDP runs before the
-// kernel's MAC filter, so a frame that a switch has flooded would otherwise be forwarded twice.
-INLINE u32 read_ethernet(struct xdp_md *ctx, struct settings *set, u8 *data, u8 *end, u16 *type, struct flow *flow) {
+// Whether a MAC is that of the interface. XDP runs before the kernel's MAC filter, so a frame that a switch has
+// flooded would otherwise be forwarded twice.
+INLINE int is_ours(u32 index, const struct mac *to) {
+    for (u32 try = 0; try < TRIES; try++) {
+        const struct interface *one = &settings.interfaces[(index + try) & (MOST_INTERFACES - 1)];
+        if (one->index == index)
+            return *(u32 *)to->part == *(u32 *)one->mac.part && to->part[2] == one->mac.part[2];
+    }
+    return 0;
+}
+
+// Ethernet with up to two tags, to our own MAC: offset of the IP header, or 0.
+INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struct flow *flow) {
     struct ethernet *frame = (void *)data;
     if ((u8 *)(frame + 1) > end) return 0;
-    u32 index = ctx->ingress_ifindex;
-    struct near_interface *near = &set->interfaces[index % NEAR_INTERFACES];
-    u8 *mac = near->mac;
-    if (near->index != index) {
-        struct interface *ours = map_lookup(&interfaces, &index);
-        if (!ours) return 0;
-        mac = ours->mac;
-    }
-    if (*(u32 *)frame->to != *(u32 *)mac || *(u16 *)(frame->to + 4) != *(u16 *)(mac + 4)) return 0;
-    __builtin_memcpy(flow->to, frame->to, 6);
+    if (!is_ours(ctx->ingress_ifindex, &frame->to)) return 0;
     // Another balancer of ours says in its source address how far the packet has come, see mark_hops().
-    if (frame->from[0] == 0x02 && frame->from[1] == 0x70 && (frame->from[2] & 0xf0) == 0x60)
-        flow->hops = frame->from[2] & 0x0f;
+    if (frame->from.part[0] == NET16(0x0270) && (frame->from.part[1] & 0xf0) == 0x60)
+        flow->hops = frame->from.part[1] & 0x0f;
     flow->bytes = end - data;
     *type = frame->type;
     u32 at = 14;
@@ -287,29 +286,27 @@ INLINE u32 read_ethernet(struct xdp_md *ctx, struct settings *set, u8 *data, u8 
 }
 
 // The service that a packet is for; 0 if there is none.
-INLINE int find_service(struct settings *set, struct flow *flow, struct service *found) {
+INLINE int find_service(struct flow *flow, struct service *found) {
     u64 *address = (void *)flow->key.address;
     u32 rest = flow->key.port | (u32)flow->key.protocol << 16;
     u64 mixed = address[0] ^ address[1] ^ rest;
-    u32 home = ((u32)mixed ^ (u32)(mixed >> 32)) * 0x9e3779b1 >> (32 - NEAR_SERVICES_BITS);
-    struct near_service *near = &set->services[home & ((1 << NEAR_SERVICES_BITS) - 1)];
+    u32 home = ((u32)mixed ^ (u32)(mixed >> 32)) * 0x9e3779b1 >> (32 - NEAR_BITS);
+    struct near *near = &settings.near[home & ((1 << NEAR_BITS) - 1)];
     if (near->address[0] == address[0] && near->address[1] == address[1] && near->rest == rest && near->number_and_1) {
-        found->number = near->number_and_1 - 1;
-        found->mtu = near->mtu;
+        *found = (struct service){near->number_and_1 - 1, near->mtu};
         return 1;
     }
     struct service *service = map_lookup(&services, &flow->key);
-    if (!service) return 0;
-    *found = *service;
-    return 1;
+    if (service) *found = *service;
+    return service != 0;
 }
 
 // The row of a flow: four backend ids, the owner first. One load, so it is of one table.
-INLINE u64 row(const struct settings *set, u32 number, u64 hashed) {
-    u32 place = number * 2 + (set->live[number & (MOST_SERVICES - 1)] & 1);
+INLINE u64 row(u32 number, u64 hashed) {
+    u32 place = number * 2 + (settings.live[number & (MOST_SERVICES - 1)] & 1);
     void *table = map_lookup(&tables, &place);
     if (!table) return 0;
-    u32 slot = (hashed >> 32) * set->size >> 32;
+    u32 slot = (hashed >> 32) * settings.size >> 32;
     u64 *entry = map_lookup(table, &slot);
     return entry ? *entry : 0;
 }
@@ -348,24 +345,22 @@ INLINE void outer_v6(struct ipv6 *ip, const struct hop *hop, u32 length, int v6,
 }
 
 // Without an outer header the source MAC has the count: 02:70:6h and the end of our own.
-INLINE void mark_hops(u8 *from, u32 hops) {
+INLINE void mark_hops(struct mac *from, u32 hops) {
     if (!hops) return;
-    from[0] = 0x02; from[1] = 0x70; from[2] = 0x60 | hops;
+    from->part[0] = NET16(0x0270);
+    from->part[1] = (from->part[1] & 0xff00) | 0x60 | hops;
 }
 
 // Take off what is before the IP header that counts, but an Ethernet header.
 INLINE long strip(struct xdp_md *ctx, struct flow *flow) {
-    u8 from[6];
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     if (data + 14 > end) return -1;
-    __builtin_memcpy(from, data + 6, 6);
+    struct ethernet kept = *(struct ethernet *)data;
+    kept.type = flow->v6 ? IPV6 : IPV4;
     if (xdp_adjust_head(ctx, (int)(flow->ip & 127) - 14)) return -1;
     data = (void *)(long)ctx->data; end = (void *)(long)ctx->data_end;
     if (data + 14 > end) return -1;
-    struct ethernet *frame = (void *)data;
-    __builtin_memcpy(frame->to, flow->to, 6);
-    __builtin_memcpy(frame->from, from, 6);
-    frame->type = flow->v6 ? IPV6 : IPV4;
+    *(struct ethernet *)data = kept;
     flow->ip = 14;
     return 0;
 }
@@ -389,8 +384,8 @@ INLINE int forward(struct xdp_md *ctx, struct flow *flow, u32 id, u32 mtu, u32 h
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct ethernet *frame = (void *)data;
     if ((u8 *)(frame + 1) > end) return -ROOM;
-    __builtin_memcpy(frame->to, hop->mac, 6);
-    __builtin_memcpy(frame->from, hop->from, 6);
+    // Both at once.
+    for (int word = 0; word < 3; word++) ((u32 *)frame)[word] = ((u32 *)hop)[word];
     if (hop->flags & ENCAPSULATE) {
         if (hop->flags & OUTER_V6) {
             frame->type = IPV6;
@@ -402,7 +397,7 @@ INLINE int forward(struct xdp_md *ctx, struct flow *flow, u32 id, u32 mtu, u32 h
             outer_v4((void *)(data + 14), hop, flow->length, flow->v6, hashed, hops);
         }
     } else {
-        mark_hops(frame->from, hops);
+        mark_hops(&frame->from, hops);
     }
     struct backend_count *counted = map_lookup(&of_backends, &id);
     if (counted) {
@@ -426,10 +421,8 @@ INLINE void count_service(u32 number, const struct flow *flow) {
 SECTION("xdp/director") int director(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
-    u16 type;
-    u32 zero = 0, at = 0;
-    struct settings *set = map_lookup(&settings, &zero);
-    if (set) at = read_ethernet(ctx, set, data, end, &type, &flow);
+    struct service service; u16 type;
+    u32 at = read_ethernet(ctx, data, end, &type, &flow);
     int reason = NOT_OURS;
     if (at && type == IPV4) reason = read_v4(data, end, at, &flow);
     else if (at && type == IPV6) reason = read_v6(data, end, at, &flow);
@@ -437,13 +430,12 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
         count(reason);
         return reason == NOT_OURS ? XDP_PASS : XDP_DROP;
     }
-    struct service service;
-    if (!set || !find_service(set, &flow, &service)) {
+    if (!find_service(&flow, &service)) {
         count(NOT_OURS);
         return XDP_PASS;
     }
     count_service(service.number, &flow);
-    u64 hashed = hash(set, &flow), entry = row(set, service.number, hashed);
+    u64 hashed = hash(&flow), entry = row(service.number, hashed);
     u32 id = entry & 0xffff;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
     if (!id && !flow.opening) id = entry >> 16 & 0xffff;
@@ -517,12 +509,9 @@ INLINE int deliver(struct xdp_md *ctx, struct flow *flow, u32 wrapped, int reaso
 SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
-    u16 type;
-    u32 zero = 0, wrapped = 0, at = 0;
-    struct settings *set = map_lookup(&settings, &zero);
-    if (set) at = read_ethernet(ctx, set, data, end, &type, &flow);
-    if (!at || !set) goto not_ours;
-    u32 me = set->me;
+    struct service service; u16 type;
+    u32 wrapped = 0, at = read_ethernet(ctx, data, end, &type, &flow), me = settings.me;
+    if (!at) goto not_ours;
     // An outer header to this host's own address.
     if (type == IPV4) {
         struct ipv4 *ip = (void *)(data + at);
@@ -557,13 +546,12 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     else if (type == IPV6) reason = read_v6(data, end, at + wrapped, &flow);
     // What the director would not have sent is the stack's, as if there were no agent.
     if (reason != FORWARDED) goto not_ours;
-    struct service service;
-    if (!find_service(set, &flow, &service)) goto not_ours;
+    if (!find_service(&flow, &service)) goto not_ours;
     count_service(service.number, &flow);
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
-    u64 hashed = hash(set, &flow);
-    u32 next = next_of(row(set, service.number, hashed), me, flow.hops);
+    u64 hashed = hash(&flow);
+    u32 next = next_of(row(service.number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= 4) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
@@ -591,8 +579,8 @@ SECTION("tc/probe") int probe(struct __sk_buff *skb) {
     if (!v6 && skb->protocol != IPV4) return TCX_NEXT;
     u32 length = skb->len - 14;
     struct { struct ethernet frame; union { struct ipv4 v4; struct ipv6 v6; }; } __attribute__((packed)) head = {};
-    __builtin_memcpy(head.frame.to, hop->mac, 6);
-    __builtin_memcpy(head.frame.from, hop->from, 6);
+    head.frame.to = hop->mac;
+    head.frame.from = hop->from;
     if (hop->flags & OUTER_V6) {
         head.frame.type = IPV6;
         if (skb_adjust_room(skb, 40, ROOM_MAC, ROOM_V6)) return TCX_DROP;

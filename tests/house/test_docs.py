@@ -78,7 +78,9 @@ def test_the_configuration_reference_is_current(tmp_path: Path) -> None:
 
 
 def test_commands_in_documents_are_those_that_there_are() -> None:
-    named = {word for page in PAGES.values() for word in re.findall(r"\bpybalancer ([a-z]+)", code(page))}
+    named = {
+        word for page in PAGES.values() for word in re.findall(r"(?<!from )\bpybalancer ([a-z]+)", code(page))
+    }
     assert named == set(app.COMMANDS)
 
 
@@ -129,6 +131,13 @@ def test_every_metric_is_explained() -> None:
     assert all(what for _, _, what in rows)
     assert sorted(name for name, _, _ in rows) == sorted(f"`{name}`" for name in exposed)
     assert set(re.findall(r"\bpybalancer_\w+", OPERATING)) <= exposed
+
+
+def test_every_reason_of_packets_is_explained() -> None:
+    rows = table(section(PAGES["docs/packet.md"], "Seeing it"))
+    explained = {name.strip("`"): what for name, what in rows}
+    assert set(explained) == set(_core.PacketPath.REASONS)
+    assert all(explained.values())
 
 
 def test_every_exit_code_is_explained() -> None:

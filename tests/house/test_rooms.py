@@ -17,6 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "rust/engine": {"pybalancer-core"},
     "rust/packet": {"pybalancer-core"},
     "rust/bridge": {"pybalancer-core", "pybalancer-engine", "pybalancer-packet"},
+    "rust/sim": {"pybalancer-core"},
     "bench/wire": set(),
 }
 """Which crates of ours each may use."""

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.model import maglev
+from tests.model import maglev, tickets
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -94,6 +94,25 @@ def table_vectors() -> dict[str, object]:
     }
 
 
+def ticket_vectors() -> dict[str, object]:
+    made = []
+    for secret in SECRETS:
+        for pool, backend in (("chat", "app-1"), ("a", "b"), ("räume", "näme \U0001f600")):
+            key = tickets.derived(secret, pool)
+            for address in (None, "192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "::"):
+                for expiry, nonce in (
+                    (0, bytes(16)),
+                    (1_800_000_000, bytes(range(16))),
+                    (2**64 - 1, b"\xff" * 16),
+                ):
+                    made.append({
+                        "secret": secret.hex(), "pool": pool, "backend": backend, "key": key.hex(),
+                        "address": address, "expiry": f"{expiry:016x}", "nonce": nonce.hex(),
+                        "ticket": tickets.ticket(key, pool, backend, address, expiry, nonce),
+                    })  # fmt: skip
+    return {"about": "Tickets, and the keys that are derived for them", "tickets": made}
+
+
 def render(vectors: dict[str, object]) -> str:
     """One vector a line: readable in a diff."""
     (_, about), (name, rows) = vectors.items()
@@ -104,7 +123,11 @@ def render(vectors: dict[str, object]) -> str:
 
 def files() -> dict[str, str]:
     """Contents by file name."""
-    return {"flow.json": render(flow_vectors()), "maglev.json": render(table_vectors())}
+    return {
+        "flow.json": render(flow_vectors()),
+        "maglev.json": render(table_vectors()),
+        "tickets.json": render(ticket_vectors()),
+    }
 
 
 if __name__ == "__main__":

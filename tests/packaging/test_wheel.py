@@ -82,7 +82,14 @@ def test_it_holds_the_package_and_nothing_else(archive: zipfile.ZipFile) -> None
         for file in (ROOT / "pybalancer").rglob("*")
         if file.is_file() and file.suffix not in (".pyc", ".so")
     }
-    for needed in ("_core.pyi", "py.typed", "cli/help.txt", "stats/pybalancer_stats.h"):
+    for needed in (
+        "_core.pyi",
+        "py.typed",
+        "cli/help.txt",
+        "stats/pybalancer_stats.h",
+        "js/client.js",
+        "js/client.d.ts",
+    ):
         assert f"pybalancer/{needed}" in package
     names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == package | {"pybalancer/_core.abi3.so"}

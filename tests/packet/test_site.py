@@ -63,10 +63,10 @@ def test_a_director_dies_and_no_connection_is_lost_then_a_backend_and_only_its_o
 
 
 def test_control_with_different_secrets_a_director_takes_connections_with_it(start: Start) -> None:
-    _, fleet, talking = start(secrets=[f"{number:032x}" for number in (1, 2, 3)])
+    _, fleet, talking = start(secrets=[f"{number:032x}" for number in (1, 2, 3)], backends=3, present=3)
     open_both(talking, MANY)
     fleet.kill("d2")
-    lost = talking.lost(talking.conversations, 10)
+    lost = talking.lost(talking.conversations, 6)
     assert 0 < len(lost) < MANY
 
 
@@ -121,7 +121,7 @@ def second_hops(fleet: Fleet) -> int:
 
 
 def test_a_backend_that_is_sick_for_a_moment_keeps_what_it_has(start: Start) -> None:
-    _, fleet, talking = start(health=CHECK, directors=2)
+    _, fleet, talking = start(health=CHECK, directors=1, backends=3, present=3)
     open_both(talking, 120)
     director = fleet.directors["d1"]
 

@@ -101,6 +101,25 @@ def test_every_command_explains_itself(environment: dict[str, str], command: str
         (("demo", "--for", "soon"), "--for: 'soon' is not a time"),
         (("demo", "--backends", "0"), "--backends goes from 1"),
         (("table", "x.toml", "--admin", "y"), "either a file, or --admin"),
+        (("drain",), "say one of: NAME"),
+        (("drain", "app-1", "--all"), "say one of: NAME"),
+        (("drain", "app-1", "--over", "30"), "--over: '30' is not a time"),
+        (("drain", "app-1", "--deadline", "soon"), "--deadline: 'soon' is not a time"),
+        (("drain", "app-1", "--rate", "100"), "--rate: '100' is not a rate"),
+        (("drain", "app-1", "--code", "restart"), "--code"),
+        (("drain", "app-1", "--nowait"), "Did you mean --no-wait?"),
+        (("undrain", "--pool", "chat", "--listener", "public"), "say one of: NAME"),
+        (("undrain", "app-1", "--slow-start", "5"), "--slow-start: '5' is not a time"),
+        (("shed",), "POOL"),
+        (("shed", "chat", "--to-skew", "0.9"), "--to-skew: a number from 1"),
+        (("shed", "chat", "--to-skew", "nan"), "--to-skew: a number from 1"),
+        (("diff",), "FILE"),
+        (("roll",), "POOL"),
+        (("roll", "chat"), "for example: pybalancer roll chat --exec"),
+        (("roll", "chat", "--exec", "x", "--timeout", "9"), "--timeout: '9' is not a time"),
+        (("roll", "chat", "--resume", "--anew"), "--resume goes on with a roll as it is"),
+        (("roll", "chat", "--resume", "--dry-run"), "--resume goes on with a roll as it is"),
+        (("roll", "chat", "--resume", "--backend", "app-1"), "--resume goes on with a roll as it is"),
     ],
 )
 def test_usage_errors_exit_with_2_and_suggest(
@@ -212,7 +231,20 @@ def test_table_of_a_pool_that_is_not_there(environment: dict[str, str], good: Pa
     assert "there are: chat" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("reload",), ("explain", "127.0.0.1:1"), ("table",)])
+COMMANDS_THAT_ASK = [
+    ("status",),
+    ("reload",),
+    ("explain", "127.0.0.1:1"),
+    ("table",),
+    ("drain", "app-1"),
+    ("undrain", "--all"),
+    ("shed", "chat"),
+    ("roll", "chat", "--exec", "true"),
+    ("roll", "chat", "--exec", "true", "--dry-run"),
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_THAT_ASK)
 def test_without_a_running_balancer_commands_say_where_they_looked(
     environment: dict[str, str], arguments: tuple[str, ...]
 ) -> None:

@@ -57,8 +57,11 @@ def test_one_valid_file_has_every_key_there_is() -> None:
     listener = config.listeners[0]
     route = listener.routes[0]
     sections = (config, config.log, listener, pool, pool.health, pool.backends[0])
-    sections += (route, route.request_headers, route.response_headers, pool.drain, pool.rebalance)
-    sections += (config.packet,)
+    # Only where clients are sent elsewhere there is a target; nothing is relayed there.
+    assert unset(route) == {"target"}
+    assert listener.routes[1].target == "/chat"
+    assert unset(pool.direct) == {"ticket_secret"}
+    sections += (route.request_headers, route.response_headers, pool.drain, pool.rebalance, config.packet)
     # One key is for another mode.
     listener_keys = config.listeners[0].model_fields_set | config.listeners[1].model_fields_set
     assert listener_keys == set(type(listener).model_fields)
@@ -106,6 +109,7 @@ def test_what_no_route_matches_has_a_route_too() -> None:
     config = load_file(FOLDER / "valid" / "every-key.toml", env={})
     assert [(name, route.pool) for name, route in named(config.listeners[0]).items()] == [
         ("rooms of the beta", "rooms"),
+        ("/connect", "chat"),
         ("default", "chat"),
     ]
 

@@ -217,7 +217,7 @@ def test_a_request_is_a_handshake_unless_it_says_otherwise() -> None:
 
 
 def test_which_listener_is_meant(explain: Explain) -> None:
-    with pytest.raises(LookupError, match=r"several listeners of mode .*: public, strict"):
+    with pytest.raises(LookupError, match=r"several listeners that read requests.*: public, strict"):
         explain(listener=None)
     with pytest.raises(LookupError, match=r"no listener 'publik'; there are: public, strict, streams"):
         explain(listener="publik")

@@ -484,6 +484,41 @@ async def test_104_swaps_are_a_tenth_of_a_second_apart_whoever_falls(autojump_cl
     assert plans[-1] == 0
 
 
+async def test_what_a_backend_says_of_its_load_is_passed_on(autojump_clock: MockClock) -> None:
+    """When it changes, without a new plan, and only what a good answer says."""
+    told: list[tuple[float, tuple[str, str], float | None]] = []
+    said: dict[int, float | None] = {0: 0.5, 1: 0.5, 2: 0.75, 3: None, 4: 1.0}
+    start = trio.current_time()
+
+    async def ask(check: Check, address: str) -> ProbeResult:
+        second = round(trio.current_time() - start)
+        if second >= 5:
+            return ProbeResult(False, "HTTP 503", 0.0, load=0.1)
+        return ProbeResult(True, "HTTP 200", 0.0, load=said[second])
+
+    changes: list[float] = []
+    watcher = HealthWatcher(
+        lambda: changes.append(trio.current_time() - start),
+        on_load=lambda key, load: told.append((trio.current_time() - start, key, load)),
+        ask=ask,
+        rng=random.Random(1),
+    )
+    watcher.update(config(**HEALTH), {A: AT_A})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        await trio.sleep(6.5)
+        assert watcher.snapshot()[A].load is None
+        nursery.cancel_scope.cancel()
+    assert told == [
+        (0.0, A, 0.5),
+        (pytest.approx(2.0), A, 0.75),
+        (pytest.approx(3.0), A, None),
+        (pytest.approx(4.0), A, 1.0),
+        (pytest.approx(5.0), A, None),
+    ]
+    assert changes == []
+
+
 # Its end.
 
 

@@ -73,9 +73,11 @@ class Services:
         )
 
     def close(self) -> None:
-        for pid in self.pids.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Of a test that has failed there may be restarts that nobody lets go on.
+        for pid in [*map(int, self._noted("waiting")), *self.pids.values()]:
+            with contextlib.suppress(OSError):
+                if str(SERVICE).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

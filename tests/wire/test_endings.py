@@ -181,7 +181,7 @@ def test_91_both_reset_at_once_while_both_are_blocked() -> None:
 def test_93_a_reset_after_a_half_close_with_bytes_in_a_pipe(who: str) -> None:
     """One side floods the other, says that it has ended, and breaks off while most of it is under way. The
     other reads only then: what comes is a beginning of it, and no end."""
-    sent = payload(32 * MB)
+    sent = payload(128 * MB)
     gone = threading.Event()
     seen: queue.SimpleQueue[tuple[bytes, bool]] = queue.SimpleQueue()
 

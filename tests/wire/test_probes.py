@@ -297,6 +297,31 @@ async def test_what_is_asked(app: App) -> None:
     assert app.seen["user-agent"] == "kube-probe/1.27"
 
 
+@pytest.mark.parametrize(
+    ("said", "load"),
+    [
+        ("", None),
+        ("Pybalancer-Load: 0.7", 0.7),
+        ("pybalancer-load:\t1", 1.0),
+        ("Pybalancer-Load: 0", 0.0),
+        ("Pybalancer-Load: 17.25", 17.25),
+        ("Pybalancer-Load: 0.5\r\nPybalancer-Load: 0.9", 0.5),
+        *[
+            (f"Pybalancer-Load: {text}", None)
+            for text in ("", "x", "-1", "nan", "1e3", ".5", "5.", "70%", "1" * 9)
+        ],
+        *[(f"Pybalancer-Load: {text}", None) for text in ("0.7, 0.9", "+1", "0x1", "inf", "1_0")],
+    ],
+)
+async def test_a_backend_may_say_how_busy_it_is(said: str, load: float | None) -> None:
+    """What is no number says nothing, and is no reason to call the backend ill."""
+    head = "\r\n".join(line for line in ("HTTP/1.1 200 OK", "Content-Length: 0", said) if line)
+    result = await asked("http", says(f"{head}\r\n\r\n".encode()))
+    assert (result.ok, result.load) == (True, load)
+    ill = await asked("http", says(f"{head}\r\n\r\n".replace("200", "503").encode()))
+    assert (ill.ok, ill.load) == (False, None)
+
+
 async def test_the_host_is_one_that_servers_accept(tmp_path: Path) -> None:
     for address, host in (("[::1]:0", "[::1]:"), (f"unix:{tmp_path}/app", "localhost\r\n")):
         requests: list[bytes] = []

@@ -47,6 +47,17 @@ async def test_a_server_that_is_no_websocket_server() -> None:
     assert result == found(False, "handshake refused: HTTP 403")
 
 
+async def test_the_101_may_say_how_busy_a_backend_is() -> None:
+    def handler(connection: socket.socket) -> None:
+        answer = accepted(connection)
+        connection.sendall(answer[:-2] + b"Pybalancer-Load: 0.25\r\n\r\n")
+        connection.sendall(frame(PONG, ping_of(connection)))
+        wait_for_end(connection)
+
+    result = await asked("websocket", handler)
+    assert (result, result.load) == (found(True, "pong"), 0.25)
+
+
 async def test_what_the_handshake_says() -> None:
     heads: list[bytes] = []
 

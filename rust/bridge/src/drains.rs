@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use pybalancer_core::shed::Quota;
 use pybalancer_core::shed::{self, Load};
-use pybalancer_engine::drains::{Kind, Quota, Scope, State};
+use pybalancer_engine::drains::{Kind, Scope, State};
 use pybalancer_engine::engine::DrainProgress;
 use pyo3::prelude::*;
 
@@ -38,11 +39,8 @@ impl From<DrainProgress> for Drain {
         );
         let left = order.left();
         let of_quota = |quota: &Quota| {
-            let found = quota.found.load(Ordering::Relaxed).min(quota.wanted);
-            (
-                u64::from(found),
-                u64::from(quota.left.load(Ordering::Relaxed)),
-            )
+            let found = quota.found().min(quota.wanted());
+            (u64::from(found), u64::from(quota.left()))
         };
         let whole = |left| (order.total.max(left + closed + moved), left);
         let (mut pool, mut listener) = (None, None);

@@ -11,6 +11,7 @@ use pybalancer_engine::outbox::Event as Told;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::direct::word;
 use crate::drains::Drain;
 use crate::error::{EngineError, apply_error, duration, os_error, plan_error};
 use crate::plan::{Choice, Plan, source_address};
@@ -113,6 +114,9 @@ impl Event {
 
 /// How long Python's signal handlers may have to wait.
 pub const SLICE: Duration = Duration::from_millis(50);
+
+/// What a route does instead of relaying, and the URLs that it names.
+type Sent = (&'static str, Vec<String>);
 
 /// Backend → outgoing ports in use, and ports there are.
 type Usage = HashMap<String, (u32, u32)>;
@@ -253,14 +257,28 @@ impl Engine {
         listener: &str,
         source: &str,
         head: &[u8],
-    ) -> PyResult<(String, String, Vec<Choice>)> {
+    ) -> PyResult<(String, String, Vec<Choice>, Option<Sent>)> {
         let source = source_address(source)?;
         let engine = self.ours()?;
         let told = py.detach(|| engine.explain_request(listener, source, head));
         let told = told.map_err(plan_error)?;
         let choices = Choice::list(&told.pool.planned.pool, told.order);
         let pool = told.pool.planned.pool.name.to_string();
-        Ok((told.route.to_string(), pool, choices))
+        let direct = told.direct.map(|(action, urls)| (word(action), urls));
+        Ok((told.route.to_string(), pool, choices, direct))
+    }
+
+    /// What a backend says of itself: 0 is idle, 1 full; None: nothing.
+    #[pyo3(signature = (pool, backend, busy))]
+    fn report_load(
+        &self,
+        py: Python<'_>,
+        pool: &str,
+        backend: &str,
+        busy: Option<f64>,
+    ) -> PyResult<bool> {
+        let engine = self.ours()?;
+        Ok(py.detach(|| engine.report_load(pool, backend, busy)))
     }
 
     fn ports(&self, py: Python<'_>) -> PyResult<HashMap<String, Usage>> {

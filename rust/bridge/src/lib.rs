@@ -7,6 +7,7 @@
     reason = "_core.pyi documents what Python sees, and stubtest holds it to that"
 )]
 
+mod direct;
 mod drains;
 mod engine;
 mod error;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::direct::{DirectSpec, check_url};
     #[pymodule_export]
     use crate::drains::{Drain, skew, surplus};
     #[pymodule_export]

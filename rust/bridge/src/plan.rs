@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use pybalancer_core::directory::Nodes;
 use pybalancer_core::endpoint::{Endpoint, Network};
 use pybalancer_core::flow::{FlowHasher, Secret};
 use pybalancer_core::plan::{self as core_plan, Dialing, Listener, Orphans, PlannedPool, Timeouts};
@@ -15,8 +16,9 @@ use pybalancer_core::rate::Gcra;
 use pybalancer_core::route::key_hash;
 use pyo3::prelude::*;
 
+use crate::direct::{DirectSpec, direct};
 use crate::error::{duration, plan_error};
-use crate::web::WebSpec;
+use crate::web::{Sends, WebSpec};
 
 /// The value that a word of the configuration stands for.
 fn word<T: Copy>(what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
@@ -137,6 +139,7 @@ pub struct PoolSpec {
     table_size: u32,
     max_skew: Option<f64>,
     dialing: Dialing,
+    direct: Option<Py<DirectSpec>>,
 }
 
 #[pymethods]
@@ -146,7 +149,8 @@ impl PoolSpec {
         *, name, backends, policy="maglev", key="source", table_size=65537, max_skew=None, sources=Vec::new(),
         tries=3, connect_timeout=5.0, idle_timeout=0.0, half_closed_timeout=30.0, keepalive=60.0,
         user_timeout=120.0, response_timeout=60.0, body_timeout=60.0, send_proxy=None, transparent=false, on_remove="keep", on_down="keep",
-        drain_over=30.0, drain_deadline=60.0, drain_code=1012, drain_rate=0.0
+        drain_over=30.0, drain_deadline=60.0, drain_code=1012, drain_rate=0.0,
+        direct=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -173,6 +177,7 @@ impl PoolSpec {
         drain_deadline: f64,
         drain_code: u16,
         drain_rate: f64,
+        direct: Option<Py<DirectSpec>>,
     ) -> PyResult<PoolSpec> {
         let policies = [
             ("maglev", Policy::Maglev),
@@ -186,6 +191,7 @@ impl PoolSpec {
             .collect::<PyResult<_>>()?;
         let versions = [("v1", Version::V1), ("v2", Version::V2)];
         Ok(PoolSpec {
+            direct,
             name: name.into(),
             backends: backends.iter().map(|backend| backend.0.clone()).collect(),
             policy: word("policy", policy, &policies)?,
@@ -231,8 +237,8 @@ pub struct ListenerSpec {
     /// Its pool is known by name only until the plan is made; the index is 0 until then.
     listener: Listener,
     pool: String,
-    /// The pools of its routes, by name.
-    routes: Vec<String>,
+    /// The pools of its routes, by name, and what these do instead of relaying.
+    routes: Vec<(String, Sends)>,
 }
 
 #[pymethods]
@@ -434,6 +440,11 @@ impl Plan {
         let previous = previous
             .map(|plan| Arc::clone(&plan.0))
             .filter(|plan| plan.secret.as_bytes() == secret.as_bytes());
+        let of_pool = |pool: &PyRef<'_, PoolSpec>| {
+            let direct = pool.direct.as_ref()?;
+            Some(direct.get().nodes(&secret, &pool.name))
+        };
+        let nodes: Vec<Option<Arc<Nodes>>> = pools.iter().map(of_pool).collect();
         let listeners = listeners
             .iter()
             .map(|spec| {
@@ -451,8 +462,19 @@ impl Plan {
                     ..spec.listener.clone()
                 };
                 let routes = listener.web.iter_mut().flat_map(|web| &mut web.routes);
-                for (route, pool) in routes.zip(&spec.routes) {
+                for (route, (pool, sends)) in routes.zip(&spec.routes) {
                     route.pool = find(pool)?;
+                    let Some((action, path)) = sends else {
+                        continue;
+                    };
+                    let nodes = nodes.get(route.pool).and_then(Option::as_ref);
+                    let nodes = nodes.ok_or_else(|| {
+                        plan_error(format!(
+                            "route {:?} sends clients to pool {pool:?}, whose backends have no URLs",
+                            route.name
+                        ))
+                    })?;
+                    route.direct = Some(direct(*action, path.clone(), nodes));
                 }
                 Ok(listener)
             })

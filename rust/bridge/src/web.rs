@@ -1,10 +1,13 @@
 //! What a listener of mode "websocket" does with requests.
 
+use std::sync::Arc;
+
+use pybalancer_core::directory::Action;
 use pybalancer_core::http::{Limits, MAX_FIELDS, check_edit};
 use pybalancer_core::rate::Gcra;
 use pybalancer_core::reattach;
 use pybalancer_core::route::{HostPattern, Key, Match, Pattern};
-use pybalancer_core::web::{FieldEdits, Route, TunnelRules, Web};
+use pybalancer_core::web::{FieldEdits, Route, Script, TunnelRules, Web};
 use pyo3::prelude::*;
 
 use crate::error::{duration, plan_error};
@@ -12,13 +15,16 @@ use crate::error::{duration, plan_error};
 type Wanted = Vec<(String, Option<String>)>;
 type Pairs = Vec<(String, String)>;
 
+/// What a route does instead of relaying, and the path that it sends clients to.
+pub type Sends = Option<(Action, Option<Box<str>>)>;
+
 #[pyclass(frozen, module = "pybalancer._core")]
 pub struct RouteSpec {
     /// Its pool is known by name only until the plan is made; the index is 0 until then.
     route: Route,
     pool: String,
+    direct: Sends,
 }
-
 fn boxed(texts: Vec<String>) -> Vec<Box<str>> {
     texts.into_iter().map(String::into_boxed_str).collect()
 }
@@ -48,7 +54,7 @@ impl RouteSpec {
         key=None, strip_prefix=None, origins=Vec::new(), request_set=Vec::new(),
         request_remove=Vec::new(), response_set=Vec::new(), response_remove=Vec::new(), max_message=0,
         ping=0.0, ping_timeout=20.0, close_timeout=5.0, reattach="off", reattach_tries=5,
-        reattach_timeout=15.0, reattach_buffer=65536
+        reattach_timeout=15.0, reattach_buffer=65536, action="proxy", target=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -74,6 +80,8 @@ impl RouteSpec {
         reattach_tries: u32,
         reattach_timeout: f64,
         reattach_buffer: u32,
+        action: &str,
+        target: Option<String>,
     ) -> PyResult<RouteSpec> {
         let bad = |error: String| plan_error(format!("route {name:?}: {error}"));
         let wanted = |pairs: Wanted| {
@@ -96,8 +104,17 @@ impl RouteSpec {
                 )));
             }
         };
+        let plain = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\".contains(&byte);
+        if let Some(path) = &target
+            && !(path.starts_with('/') && path.bytes().all(plain))
+        {
+            return Err(bad(format!("{path:?} is not a path that URLs may have")));
+        }
+        let target = target.map(String::into_boxed_str);
         Ok(RouteSpec {
+            direct: crate::direct::action(action)?.map(|action| (action, target)),
             route: Route {
+                direct: None,
                 name: name.into(),
                 matching: Match {
                     path: path.map(Pattern::parse).transpose().map_err(bad)?,
@@ -138,7 +155,8 @@ impl RouteSpec {
 #[pyclass(frozen, module = "pybalancer._core")]
 pub struct WebSpec {
     pub web: Web,
-    pub pools: Vec<String>,
+    /// Of its routes: the pools, by name, and what they do instead of relaying.
+    pub pools: Vec<(String, Sends)>,
 }
 
 #[pymethods]
@@ -147,7 +165,7 @@ impl WebSpec {
     #[pyo3(signature = (
         *, routes, head_limit=16384, target_limit=8192, field_limit=100, request_timeout=10.0,
         keepalive_timeout=60.0, handshakes=0.0, handshakes_burst=1, handshakes_queue=0,
-        handshakes_wait=1.0
+        handshakes_wait=1.0, script=None, script_etag=""
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments, all of them")]
     fn new(
@@ -161,6 +179,8 @@ impl WebSpec {
         handshakes_burst: u32,
         handshakes_queue: u32,
         handshakes_wait: f64,
+        script: Option<&[u8]>,
+        script_etag: &str,
     ) -> PyResult<WebSpec> {
         if field_limit > MAX_FIELDS || field_limit == 0 || !(512..=1 << 20).contains(&head_limit) {
             return Err(plan_error(format!(
@@ -178,8 +198,16 @@ impl WebSpec {
                 ))
             })?)
         };
+        let quoted = |tag: &str| {
+            let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+            bare.is_some_and(|tag| tag.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        };
+        if script.is_some() && !quoted(script_etag) {
+            return Err(plan_error("an ETag is letters and digits in quotes"));
+        }
+        let part = |route: &PyRef<'_, RouteSpec>| (route.pool.clone(), route.direct.clone());
         Ok(WebSpec {
-            pools: routes.iter().map(|route| route.pool.clone()).collect(),
+            pools: routes.iter().map(part).collect(),
             web: Web {
                 limits: Limits {
                     head: head_limit,
@@ -192,6 +220,10 @@ impl WebSpec {
                 handshake_queue: handshakes_queue,
                 handshake_wait: duration("handshakes_wait", handshakes_wait)?,
                 routes: routes.iter().map(|route| route.route.clone()).collect(),
+                script: script.map(|body| {
+                    let (body, etag) = (body.into(), script_etag.into());
+                    Arc::new(Script { body, etag })
+                }),
             },
         })
     }

@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod cookie;
+pub mod directory;
 pub mod drain;
 pub mod endpoint;
 pub mod flow;
@@ -21,6 +22,7 @@ pub mod proxy;
 pub mod rate;
 pub mod reattach;
 pub mod record;
+pub mod relay;
 pub mod route;
 pub mod rows;
 pub mod shed;

@@ -101,6 +101,34 @@ pub struct Draw {
     pub entropy: u64,
 }
 
+/// What a backend has to do at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Live tunnels, and clients that were sent to it a while ago.
+    pub tunnels: u32,
+    /// How much of it is free by its own account, of [`FULL_RAMP`]: its weight counts by that much
+    /// where loads are compared.
+    pub free: u32,
+}
+
+impl From<u32> for Load {
+    /// Of one that has told nothing of itself.
+    fn from(tunnels: u32) -> Load {
+        let free = FULL_RAMP;
+        Load { tunnels, free }
+    }
+}
+
+impl Load {
+    /// What is free of a backend that says it is this busy: 0 is idle, 1 full. The fullest counts as a
+    /// sixty-fourth of its weight, so that of backends that are all full the emptier one is still told.
+    pub fn free_of(busy: f64) -> u32 {
+        let free = (1.0 - busy).clamp(1.0 / 64.0, 1.0);
+        // A number that is none clamps to none, and none casts to 0.
+        ((free * f64::from(FULL_RAMP)) as u32).max(FULL_RAMP / 64)
+    }
+}
+
 /// Why a backend stands where it stands in a key's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -197,6 +225,11 @@ impl Pool {
     ///
     /// `load` tells the live tunnels of a backend; `tried` are those that have refused this client.
     pub fn pick(&self, draw: Draw, load: impl Fn(usize) -> u32, tried: &[u16]) -> Option<u16> {
+        self.pick_by(draw, |index| Load::from(load(index)), tried)
+    }
+
+    /// The same where backends tell of their load themselves.
+    pub fn pick_by(&self, draw: Draw, load: impl Fn(usize) -> Load, tried: &[u16]) -> Option<u16> {
         let open = |index: u16| {
             !tried.contains(&index)
                 && self
@@ -220,10 +253,21 @@ impl Pool {
         }
     }
 
+    /// Whether a tunnel `here` would be placed elsewhere today. Where loads or turns decide, any other place
+    /// is as good.
+    pub fn is_misplaced(
+        &self,
+        draw: Draw,
+        load: impl Fn(usize) -> u32,
+        here: impl Fn(u16) -> bool,
+    ) -> bool {
+        self.policy != Policy::Maglev || self.pick(draw, load, &[]).is_some_and(|at| !here(at))
+    }
+
     fn pick_by_table(
         &self,
         hash: u64,
-        load: impl Fn(usize) -> u32,
+        load: impl Fn(usize) -> Load,
         open: impl Fn(u16) -> bool,
     ) -> Option<u16> {
         let bound = self.bound(&load);
@@ -259,7 +303,7 @@ impl Pool {
         self.table.walk(hash).chain(rest)
     }
 
-    fn bound(&self, load: &impl Fn(usize) -> u32) -> Bound {
+    fn bound(&self, load: &impl Fn(usize) -> Load) -> Bound {
         let Some(skew) = self.max_skew else {
             return Bound {
                 per_weight: f64::INFINITY,
@@ -268,8 +312,9 @@ impl Pool {
         let (mut tunnels, mut weight) = (1.0, 0.0);
         for (index, backend) in self.backends.iter().enumerate() {
             if backend.takes_new() {
-                tunnels += f64::from(load(index));
-                weight += f64::from(backend.weight);
+                let load = load(index);
+                tunnels += f64::from(load.tunnels);
+                weight += weight_of(backend, load);
             }
         }
         Bound {
@@ -280,7 +325,7 @@ impl Pool {
     fn least_loaded(
         &self,
         hash: u64,
-        load: impl Fn(usize) -> u32,
+        load: impl Fn(usize) -> Load,
         open: impl Fn(u16) -> bool,
     ) -> Option<u16> {
         // Ties are common (all idle): start the scan at a place that the key chooses, so that they
@@ -299,14 +344,12 @@ impl Pool {
     }
 
     /// Whether `a` would be less loaded than `b`, in proportion to weight, with one more tunnel.
-    fn lighter(&self, a: u16, b: u16, load: &impl Fn(usize) -> u32) -> bool {
+    fn lighter(&self, a: u16, b: u16, load: &impl Fn(usize) -> Load) -> bool {
         let cost = |index: u16| {
-            let weight = self
-                .backends
-                .get(usize::from(index))
-                .map_or(1, Backend::effective_weight)
-                .max(1);
-            (u128::from(load(usize::from(index))) + 1, u128::from(weight))
+            let load = load(usize::from(index));
+            let backend = self.backends.get(usize::from(index));
+            let weight = backend.map_or(1, Backend::effective_weight) * u64::from(load.free);
+            (u128::from(load.tunnels) + 1, u128::from(weight.max(1)))
         };
         let ((load_a, weight_a), (load_b, weight_b)) = (cost(a), cost(b));
         load_a * weight_b < load_b * weight_a
@@ -327,11 +370,16 @@ impl Pool {
     ///
     /// For policies that depend on load or turn the order is that of this moment.
     pub fn explain(&self, draw: Draw, load: impl Fn(usize) -> u32) -> Vec<(u16, Verdict)> {
+        self.explain_by(draw, |index| Load::from(load(index)))
+    }
+
+    /// The same where backends tell of their load themselves.
+    pub fn explain_by(&self, draw: Draw, load: impl Fn(usize) -> Load) -> Vec<(u16, Verdict)> {
         let mut order = Vec::with_capacity(self.backends.len());
         let mut tried = Vec::new();
         if self.policy == Policy::Maglev {
             let bound = self.bound(&load);
-            let picked = self.pick(draw, &load, &[]);
+            let picked = self.pick_by(draw, &load, &[]);
             for index in self.preference(draw.hash) {
                 let Some(backend) = self.backends.get(usize::from(index)) else {
                     continue;
@@ -350,7 +398,7 @@ impl Pool {
                 tried.push(index);
             }
         } else {
-            while let Some(index) = self.pick(draw, &load, &tried) {
+            while let Some(index) = self.pick_by(draw, &load, &tried) {
                 order.push((
                     index,
                     if tried.is_empty() {
@@ -386,10 +434,15 @@ struct Bound {
 
 impl Bound {
     /// Whether one more tunnel keeps `backend` within ⌈skew · mean⌉ by weight.
-    fn admits(&self, backend: &Backend, load: u32) -> bool {
+    fn admits(&self, backend: &Backend, load: Load) -> bool {
         // load + 1 <= ceil(limit) is load < limit for a whole number load.
-        f64::from(load) < self.per_weight * f64::from(backend.weight)
+        f64::from(load.tunnels) < self.per_weight * weight_of(backend, load)
     }
+}
+
+/// Its weight, as far as it is free.
+fn weight_of(backend: &Backend, load: Load) -> f64 {
+    f64::from(backend.weight) * f64::from(load.free) / f64::from(FULL_RAMP)
 }
 
 /// Whether slow start lets `backend` take the key: the low half of the hash decides, since the
@@ -570,6 +623,39 @@ mod tests {
             loads[usize::from(pick)] += 1;
         }
         assert_eq!(loads, [100, 300]);
+    }
+
+    #[test]
+    fn who_says_that_it_is_busy_gets_less() {
+        let half = |index: usize| {
+            if index == 0 {
+                Load::free_of(0.75)
+            } else {
+                FULL_RAMP
+            }
+        };
+        for policy in [Policy::LeastConnections, Policy::RandomTwo, Policy::Maglev] {
+            let pool = pool(policy, &[1, 1], Some(1.05));
+            let mut tunnels = [0_u32; 2];
+            for n in 0..1000_u64 {
+                let load = |index: usize| Load {
+                    tunnels: tunnels[index],
+                    free: half(index),
+                };
+                let draw = Draw {
+                    hash: draw(n).hash,
+                    entropy: n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                };
+                tunnels[usize::from(pool.pick_by(draw, load, &[]).unwrap())] += 1;
+            }
+            // A quarter of one and all of the other: one fifth.
+            assert!((180..=215).contains(&tunnels[0]), "{policy:?} {tunnels:?}");
+        }
+        assert_eq!(Load::free_of(0.0), FULL_RAMP);
+        for busy in [1.0, 7.0, f64::INFINITY, f64::NAN] {
+            assert_eq!(Load::free_of(busy), FULL_RAMP / 64);
+        }
+        assert_eq!(Load::free_of(-1.0), FULL_RAMP);
     }
 
     #[test]

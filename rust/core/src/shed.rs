@@ -1,6 +1,7 @@
 //! Shed: how many tunnels each of the fullest backends has too many.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Of a backend that takes tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,58 @@ pub struct Load {
     pub tunnels: u32,
     /// Its share relative to the others.
     pub weight: u32,
+}
+
+/// How many tunnels a shed is to take from a backend. All workers take from the same.
+#[derive(Debug, Default)]
+pub struct Quota {
+    wanted: u32,
+    found: AtomicU32,
+    left: AtomicU32,
+}
+
+impl Quota {
+    /// So many are to go.
+    pub fn new(wanted: u32) -> Quota {
+        Quota {
+            wanted,
+            found: AtomicU32::new(0),
+            left: AtomicU32::new(wanted),
+        }
+    }
+
+    /// As ordered.
+    pub fn wanted(&self) -> u32 {
+        self.wanted
+    }
+
+    /// Tunnels that may be taken, as far as workers have counted.
+    pub fn found(&self) -> u32 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// One more may be taken.
+    pub fn find(&self) {
+        self.found.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Still to be taken.
+    pub fn left(&self) -> u32 {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Take one, if there is one.
+    pub fn take(&self) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        (self.left)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
+    }
+
+    /// Not this one after all.
+    pub fn give_back(&self) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// For each backend how many of its tunnels are above `skew` times its fair share, which is that part of

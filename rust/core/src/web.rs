@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::directory::Direct;
 use crate::http::Limits;
 use crate::rate::Gcra;
 use crate::reattach;
@@ -55,6 +56,20 @@ pub struct Route {
     pub response: FieldEdits,
     /// For its WebSockets.
     pub rules: TunnelRules,
+    /// Clients are sent to its backends instead of being relayed.
+    pub direct: Option<Direct>,
+}
+
+/// Where [`Script`] is.
+pub const SCRIPT_PATH: &str = "/.pybalancer/client.js";
+
+/// The browser's part: a module that pages load from where they ask for their backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Script {
+    /// Its text.
+    pub body: Box<[u8]>,
+    /// In quotes, as it is sent (RFC 9110 section 8.8.3).
+    pub etag: Box<str>,
 }
 
 /// Mode "websocket" of a listener.
@@ -74,6 +89,8 @@ pub struct Web {
     pub handshake_wait: Duration,
     /// First match wins.
     pub routes: Vec<Route>,
+    /// Served at [`SCRIPT_PATH`], whatever the routes say.
+    pub script: Option<Arc<Script>>,
 }
 
 /// `prefix` is taken off the beginning of `target`, at a segment's end and in whatever spelling paths are

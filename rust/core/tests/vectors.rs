@@ -1,6 +1,7 @@
 //! The vectors that every implementation shares (`tests/vectors`), made by the model in `tests/model`.
 #![allow(clippy::unwrap_used, reason = "in a test an unwrap is an assertion")]
 
+use pybalancer_core::directory::TicketKey;
 use pybalancer_core::flow::{FlowHasher, Secret, slot};
 use pybalancer_core::maglev::Table;
 use serde_json::Value;
@@ -126,5 +127,24 @@ fn tables_are_those_of_the_vectors() {
                 "{name}: {key}"
             );
         }
+    }
+}
+
+#[test]
+fn tickets_are_those_that_the_model_makes() {
+    let vectors = vectors(include_str!("../../../tests/vectors/tickets.json"));
+    let tickets = vectors["tickets"].as_array().unwrap();
+    assert!(tickets.len() > 100);
+    for case in tickets {
+        let (pool, backend) = (text(&case["pool"]), text(&case["backend"]));
+        let key = TicketKey::derive(&secret(&case["secret"]), pool);
+        assert_eq!(
+            key,
+            TicketKey::from_bytes(bytes(&case["key"]).try_into().unwrap())
+        );
+        let address = case["address"].as_str().map(|text| text.parse().unwrap());
+        let nonce = bytes(&case["nonce"]).try_into().unwrap();
+        let made = key.sign(pool, backend, address, hash(text(&case["expiry"])), nonce);
+        assert_eq!(made, text(&case["ticket"]), "{case}");
     }
 }

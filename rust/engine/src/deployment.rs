@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use pybalancer_core::drain;
 use pybalancer_core::endpoint::Endpoint;
 use pybalancer_core::flow::{FlowHasher, Secret};
 use pybalancer_core::plan::{Listener, Orphans, Plan, PlannedPool};
-use pybalancer_core::pool::State;
+use pybalancer_core::pool::{Load, State};
+use pybalancer_core::time::Tick;
 use pybalancer_core::web::{Route, TunnelRules};
 
 use crate::drains::Kind;
@@ -26,6 +28,8 @@ pub struct DeployedPool {
     pub ways: Vec<Ways>,
     /// Turns taken by round-robin, over all workers and reloads.
     pub turn: Arc<AtomicU64>,
+    /// How long clients that are sent to its backends straight count as load; zero if none are.
+    pub span: Duration,
 }
 
 impl DeployedPool {
@@ -35,6 +39,27 @@ impl DeployedPool {
         self.backends
             .get(index)
             .map_or(0, |entry| entry.load().load(Ordering::Relaxed))
+    }
+
+    /// What backend `index` has to do: tunnels, clients that were sent there, what it says itself.
+    #[inline]
+    pub fn load_at(&self, index: usize, now: Tick) -> Load {
+        let Some(entry) = self.backends.get(index) else {
+            return Load::from(0);
+        };
+        let tunnels = entry.load().load(Ordering::Relaxed);
+        Load {
+            tunnels: tunnels.saturating_add(entry.handed(now, self.span)),
+            free: entry.free().load(Ordering::Relaxed),
+        }
+    }
+
+    /// The turn of round-robin; the next client's is another one.
+    pub fn next_turn(&self, taken: bool) -> u64 {
+        match taken {
+            true => self.turn.fetch_add(1, Ordering::Relaxed),
+            false => self.turn.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether `entry` is one of its backends and takes requests.
@@ -141,8 +166,12 @@ impl Deployment {
     ) -> Option<Deployment> {
         registry.prune();
         let mut pools = Vec::with_capacity(plan.pools.len());
-        for planned in &plan.pools {
+        for (index, planned) in plan.pools.iter().enumerate() {
             let pool = &planned.pool;
+            let routes = plan.listeners.iter().flat_map(|listener| &listener.web);
+            let spans = (routes.flat_map(|web| &web.routes))
+                .filter(|route| route.pool == index)
+                .filter_map(|route| Some(route.direct.as_ref()?.nodes.expires_in));
             let mut backends = Vec::with_capacity(pool.backends.len());
             let mut ways = Vec::with_capacity(pool.backends.len());
             for backend in &pool.backends {
@@ -160,6 +189,7 @@ impl Deployment {
                 backends,
                 ways,
                 turn,
+                span: spans.max().unwrap_or_default(),
             }));
         }
         let mut fronts = Vec::with_capacity(plan.listeners.len());

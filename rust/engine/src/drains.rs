@@ -4,15 +4,19 @@
 //! the next of them is told to go is decided by one number for all ([`Pace`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pybalancer_core::drain::{Pace, Terms};
+use pybalancer_core::drain::{Cap, Course, Pace, Terms};
 use pybalancer_core::record::Reason;
+use pybalancer_core::shed::Quota;
 use pybalancer_core::time::Tick;
 
 use crate::registry::{BackendEntry, ListenerEntry};
 use crate::tunnel::Tunnel;
+
+/// How long those who are cut may take to read why.
+pub const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why tunnels are told to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,17 +41,6 @@ pub enum Scope {
     All(Vec<Arc<ListenerEntry>>),
 }
 
-/// How many tunnels a shed is to take from a backend.
-#[derive(Default)]
-pub struct Quota {
-    /// As ordered.
-    pub wanted: u32,
-    /// Tunnels that may be taken, as far as workers have counted.
-    pub found: AtomicU32,
-    /// Still to be taken.
-    pub left: AtomicU32,
-}
-
 /// What somebody asks for.
 pub struct Asked<'a> {
     /// Why.
@@ -63,41 +56,6 @@ pub struct Asked<'a> {
     /// What all orders of its pool keep to together, per second; 0: nothing. One that was given a higher rate
     /// of its own is none of them.
     pub cap: f64,
-}
-
-/// What several orders keep to together.
-struct Cap {
-    pace: Pace,
-    next: Arc<AtomicU64>,
-}
-
-impl Cap {
-    fn of(scope: &Scope, rate: f64, cap: f64) -> Option<Cap> {
-        let Scope::Backends(entries) = scope else {
-            return None;
-        };
-        let next = Arc::clone(&entries.first()?.told);
-        let pace = Pace::new(1, Duration::ZERO, cap);
-        (rate > 0.0 && rate <= cap).then_some(Cap { pace, next })
-    }
-
-    /// Whether it has room now; else when.
-    fn room(&self, now: Tick) -> Result<(), Tick> {
-        let next = self.next.load(Ordering::Relaxed);
-        self.pace.admit(next, now, 0).map(drop)
-    }
-}
-
-/// Take what is due at `next`, by `pace`; else when to ask again.
-fn take(next: &AtomicU64, pace: &Pace, now: Tick, draw: u64) -> Result<(), Tick> {
-    let mut due = next.load(Ordering::Relaxed);
-    loop {
-        let after = pace.admit(due, now, draw)?;
-        match next.compare_exchange_weak(due, after, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return Ok(()),
-            Err(newer) => due = newer,
-        }
-    }
 }
 
 /// One drain or shed.
@@ -120,9 +78,7 @@ pub struct Order {
     pub total: u64,
     /// The same by the scope's backends.
     pub found: Vec<u64>,
-    pace: Pace,
-    next: AtomicU64,
-    cap: Option<Cap>,
+    course: Course,
     /// Tunnels told in time.
     pub closed: AtomicU64,
     /// Tunnels ended at the deadline.
@@ -131,7 +87,6 @@ pub struct Order {
     pub moved: AtomicU64,
     /// Those of the scope's backends that are taken back, by their place.
     released: Vec<AtomicBool>,
-    cancelled: AtomicBool,
     finished: AtomicUsize,
     /// When it was first seen to be over, in ns; 0 until then.
     over_at: AtomicU64,
@@ -166,29 +121,23 @@ impl Order {
         let released = (0..scope.loads().len()).map(|_| AtomicBool::new(false));
         let released = released.collect();
         let pace = Pace::new(total, terms.over, terms.rate);
-        let quota = |wanted: &u32| Quota {
-            wanted: *wanted,
-            found: AtomicU32::new(0),
-            left: AtomicU32::new(*wanted),
-        };
+        // A shed cuts nothing.
+        let deadline = (kind != Kind::Shed).then(|| now + terms.deadline);
         Order {
             id,
             kind,
             terms,
             began: now,
-            quotas: wanted.iter().map(quota).collect(),
+            quotas: wanted.iter().copied().map(Quota::new).collect(),
             counts_only,
             total,
             found: scope.loads(),
-            cap: Cap::of(&scope, terms.rate, cap),
+            course: Course::new(pace, deadline, now, draw).within(scope.cap(terms.rate, cap)),
             scope,
-            next: AtomicU64::new(pace.first(now, draw)),
-            pace,
             closed: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             released,
-            cancelled: AtomicBool::new(false),
             finished: AtomicUsize::new(0),
             over_at: AtomicU64::new(0),
         }
@@ -220,20 +169,14 @@ impl Order {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether one more may be told to go now; else when to ask again.
-    pub fn admit(&self, now: Tick, draw: u64) -> Result<(), Tick> {
-        let Some(cap) = &self.cap else {
-            return take(&self.next, &self.pace, now, draw);
-        };
-        // First, so that its own turn is not spent in vain.
-        cap.room(now)?;
-        take(&self.next, &self.pace, now, draw)?;
-        take(&cap.next, &cap.pace, now, 0)
+    /// When who is told to go, and up to when.
+    pub fn course(&self) -> &Course {
+        &self.course
     }
 
     /// When what is left is cut; None for a shed, which cuts nothing.
     pub fn deadline(&self) -> Option<Tick> {
-        (self.kind != Kind::Shed).then(|| self.began + self.terms.deadline)
+        self.course.deadline()
     }
 
     /// Why its tunnels end.
@@ -249,7 +192,7 @@ impl Order {
     /// Tunnels left, those that are on their way included; of a shed those still to be told.
     pub fn left(&self) -> u64 {
         if self.kind == Kind::Shed {
-            let left = |quota: &Quota| u64::from(quota.left.load(Ordering::Relaxed));
+            let left = |quota: &Quota| u64::from(quota.left());
             return self.quotas.iter().map(left).sum();
         }
         let Scope::Backends(_) = self.scope else {
@@ -282,12 +225,12 @@ impl Order {
 
     /// Call it off: nobody else is told.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.course.cancel();
     }
 
     /// Whether it was called off.
     pub fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.course.cancelled()
     }
 
     /// A worker has nothing more to do for it.
@@ -322,6 +265,15 @@ impl Order {
 }
 
 impl Scope {
+    /// What an order of this `rate` keeps to together with the others of its pool, if they keep to `cap`.
+    fn cap(&self, rate: f64, cap: f64) -> Option<Cap> {
+        let Scope::Backends(entries) = self else {
+            return None;
+        };
+        let told = Arc::clone(&entries.first()?.told);
+        (rate > 0.0 && rate <= cap).then(|| Cap::new(cap, told))
+    }
+
     /// Tunnels of each of its backends now; nothing where it is not about backends.
     pub fn loads(&self) -> Vec<u64> {
         let load = |entry: &Arc<BackendEntry>| u64::from(entry.load().load(Ordering::Relaxed));

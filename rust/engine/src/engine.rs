@@ -1,15 +1,16 @@
 //! The handle on the workers.
 
 mod draining;
+mod explaining;
 mod handing;
 
 pub use draining::{Progress as DrainProgress, Target};
+pub use explaining::Told;
 pub use handing::Lent;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,14 +19,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pybalancer_core::endpoint::Endpoint;
-use pybalancer_core::http;
 use pybalancer_core::plan::{Listener, Plan};
-use pybalancer_core::pool::{Draw, Verdict};
-use pybalancer_core::route::{Facts, key_hash};
 use pybalancer_core::time::Tick;
 
 use crate::clock::Clock;
-use crate::deployment::{DeployedPool, Deployment, Leaving, overlap};
+use crate::deployment::{Deployment, Leaving, overlap};
 use crate::drains::Order;
 use crate::handover::Guests;
 use crate::mailbox::{Command, Mailbox, mailbox};
@@ -88,16 +86,6 @@ type SocketKey = (Endpoint, Option<Arc<str>>);
 /// An engine on its way to its end.
 pub struct Closing {
     give_up_at: Tick,
-}
-
-/// Where a request goes.
-pub struct Told {
-    /// Its route.
-    pub route: Arc<str>,
-    /// That route's pool.
-    pub pool: Arc<DeployedPool>,
-    /// Indexes of backends, verdicts, loads.
-    pub order: Vec<(u16, Verdict, u32)>,
 }
 
 struct Bound {
@@ -372,76 +360,6 @@ impl Engine {
                 ))
             })
             .collect()
-    }
-
-    /// For every backend of `pool`, in the order in which `source` would try them: its index in the
-    /// pool's list, its verdict, its load. None if there is no such pool.
-    pub fn explain(&self, pool: &str, source: SocketAddr) -> Option<Vec<(u16, Verdict, u32)>> {
-        let deployment = self.state().deployment.clone()?;
-        let deployed = deployment
-            .pools
-            .iter()
-            .find(|deployed| &*deployed.planned.pool.name == pool)?;
-        let planned = &deployed.planned.pool;
-        let hasher = &deployment.fronts.first()?.hasher;
-        let hash = key_hash(&planned.key, hasher, Some(source), None, 0);
-        let draw = Draw {
-            hash,
-            entropy: deployed.turn.load(Ordering::Relaxed),
-        };
-        let load = |index: usize| deployed.load(index);
-        let order = planned.explain(draw, load);
-        Some(
-            order
-                .into_iter()
-                .map(|(index, verdict)| (index, verdict, load(usize::from(index))))
-                .collect(),
-        )
-    }
-
-    /// Where a request goes: its route, its pool, and the order of that pool's backends. An error says
-    /// why it goes nowhere.
-    pub fn explain_request(
-        &self,
-        listener: &str,
-        source: SocketAddr,
-        head: &[u8],
-    ) -> Result<Told, String> {
-        let none = || format!("no listener {listener:?} of mode \"websocket\"");
-        let deployment = self.deployment().ok_or_else(none)?;
-        let front = (deployment.fronts.iter())
-            .find(|front| &*front.listener.name == listener)
-            .ok_or_else(none)?;
-        let web = front.listener.web.as_ref().ok_or_else(none)?;
-        let mut storage = http::storage();
-        let request = http::parse_request(head, &mut storage, &web.limits)
-            .map_err(|refusal| format!("{} {}", refusal.status, refusal.why))?;
-        let facts = Facts {
-            path: request.path,
-            host: request.host,
-            query: request.query,
-            fields: request.fields,
-        };
-        let (route, branch) = (web.routes.iter().zip(&front.routes))
-            .find(|(route, _)| route.matching.matches(&facts))
-            .ok_or("404 no route matches")?;
-        let pool = Arc::clone(&branch.pool);
-        let key = route.key.as_ref().unwrap_or(&pool.planned.pool.key);
-        let hash = key_hash(key, &front.hasher, Some(source), Some(&facts), 0);
-        let draw = Draw {
-            hash,
-            entropy: pool.turn.load(Ordering::Relaxed),
-        };
-        let load = |index: usize| pool.load(index);
-        let order = pool.planned.pool.explain(draw, load);
-        let order = (order.into_iter())
-            .map(|(index, verdict)| (index, verdict, load(usize::from(index))))
-            .collect();
-        Ok(Told {
-            route: Arc::clone(&route.name),
-            pool,
-            order,
-        })
     }
 
     /// The deployment that was applied last.

@@ -3,6 +3,7 @@
 //! [`Engine`] starts the workers and hands them plans; each [`worker`] is a thread with an epoll
 //! instance, a descriptor table and tunnels of its own. Python appears nowhere here.
 
+pub mod asking;
 pub mod clock;
 pub mod deployment;
 pub mod drains;

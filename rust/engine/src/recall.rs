@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use pybalancer_core::http::Scanner;
-use pybalancer_core::reattach::{Agreed, Closes, Journey, Leaving, Watch, Words};
+use pybalancer_core::reattach::{Agreed, Hearing, Journey, Leaving, Watch, Words};
 use pybalancer_core::time::Tick;
 
-use crate::drains::Order;
+use crate::drains::{FAREWELL, Order};
 use crate::poller::Side;
 use crate::registry::BackendEntry;
 use crate::tunnel::Tunnel;
@@ -27,24 +26,16 @@ pub struct Recall {
     pub left: Option<Arc<BackendEntry>>,
     /// The drain or shed that moves it, until it has arrived.
     pub order: Option<Arc<Order>>,
+    /// When it has to have left, by whatever moves it.
+    pub deadline: Option<Tick>,
 }
 
 impl Recall {
     /// Where the stream that `from` sends has to stop.
     pub fn watch(&self, from: Side) -> Watch {
-        match (from, &self.leaving) {
-            (Side::Client, leaving) => Watch {
-                boundary: leaving.is_some(),
-                closes: Closes::Pass,
-            },
-            (Side::Backend, Some(leaving)) if leaving.told => Watch {
-                boundary: false,
-                closes: Closes::Answers,
-            },
-            (Side::Backend, _) => Watch {
-                boundary: false,
-                closes: Closes::Leaving,
-            },
+        match from {
+            Side::Client => Watch::on_client(self.leaving.as_ref()),
+            Side::Backend => Watch::on_backend(self.leaving.as_ref()),
         }
     }
 }
@@ -57,9 +48,7 @@ pub struct Away {
     /// What the client says meanwhile.
     pub words: Words,
     /// What the backend under way has said.
-    pub answer: Vec<u8>,
-    /// How far that was searched for the end of a head.
-    pub scanner: Scanner,
+    pub answer: Hearing,
     /// When the connect, the answer or the wait under way is over.
     pub until: Option<Tick>,
     /// It is one of those that may ask backends now.
@@ -80,6 +69,17 @@ impl Tunnel {
             && self.from_backend.closed().is_none()
             && !self.to_backend.eof
             && !self.to_client.eof
+    }
+
+    /// When it has to be over, if the deadline of the drain that moves it has passed. One that has left that
+    /// backend already is none of the drain's.
+    pub fn latest(&self, now: Tick) -> Option<Tick> {
+        if self.away().is_some() {
+            return None;
+        }
+        let deadline = self.recall.as_ref()?.deadline;
+        let deadline = deadline.filter(|deadline| *deadline <= now)?;
+        Some((deadline + FAREWELL).max(now))
     }
 
     /// Its backend goes away.

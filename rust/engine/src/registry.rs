@@ -9,8 +9,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use pybalancer_core::directory::{self, Handed};
 use pybalancer_core::endpoint::{Endpoint, source_group};
+use pybalancer_core::pool::FULL_RAMP;
 use pybalancer_core::rate::Gcra;
 use pybalancer_core::time::Tick;
 
@@ -64,6 +67,8 @@ pub struct BackendEntry {
     pub told: Arc<AtomicU64>,
     slot: Slot,
     fate: AtomicU8,
+    handed: AtomicU64,
+    free: AtomicU32,
 }
 
 impl BackendEntry {
@@ -77,6 +82,22 @@ impl BackendEntry {
     #[inline]
     pub fn load(&self) -> &AtomicU32 {
         self.slot.stats.active(self.slot.index as usize)
+    }
+
+    /// Clients that were sent to it straight and whose answers, good for `span`, are good still.
+    pub fn handed(&self, now: Tick, span: Duration) -> u32 {
+        Handed(self.handed.load(Ordering::Relaxed)).count(now, span)
+    }
+
+    /// One more is sent there.
+    pub fn hand(&self, now: Tick, span: Duration) {
+        let add = |before: u64| Some(Handed(before).add(now, span).0);
+        let _ = (self.handed).fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    /// How much of it is free by its own account, of [`FULL_RAMP`].
+    pub fn free(&self) -> &AtomicU32 {
+        &self.free
     }
 
     /// What becomes of its tunnels.
@@ -107,6 +128,7 @@ pub struct ListenerEntry {
     queued: AtomicU32,
     handshake_arrival: AtomicU64,
     handshakes_held: AtomicU32,
+    told: AtomicU64,
     sources: [Mutex<HashMap<IpAddr, u32>>; SHARDS],
 }
 
@@ -159,6 +181,21 @@ impl ListenerEntry {
             match at.compare_exchange_weak(arrival, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(newer) => arrival = newer,
+            }
+        }
+    }
+
+    /// How long a client that `handshakes` has no room for is to wait: until a turn of its own, or for a
+    /// time that `random` draws, and for `most` at most.
+    pub fn turn(&self, rate: &Gcra, now: Tick, most: Duration, random: u64) -> Duration {
+        let mut told = self.told.load(Ordering::Relaxed);
+        loop {
+            let (next, wait) = directory::turn(told, now.0, rate.interval(), most, random);
+            let swapped =
+                (self.told).compare_exchange_weak(told, next, Ordering::Relaxed, Ordering::Relaxed);
+            match swapped {
+                Ok(_) => return wait,
+                Err(newer) => told = newer,
             }
         }
     }
@@ -260,6 +297,8 @@ impl Registry {
             told,
             slot,
             fate: AtomicU8::new(Fate::Keep as u8),
+            handed: AtomicU64::new(0),
+            free: AtomicU32::new(FULL_RAMP),
         });
         self.backends.insert(key, Arc::downgrade(&entry));
         Some(entry)
@@ -293,6 +332,7 @@ impl Registry {
             queued: AtomicU32::new(0),
             handshake_arrival: AtomicU64::new(0),
             handshakes_held: AtomicU32::new(0),
+            told: AtomicU64::new(0),
             sources: Default::default(),
         });
         self.listeners

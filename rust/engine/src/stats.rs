@@ -17,7 +17,7 @@ use crate::sys::SharedMemory;
 /// "PBSTATS1" in little-endian order.
 pub const MAGIC: u64 = 0x3153_5441_5453_4250;
 /// Version of the layout.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Listeners and backends together, over all plans whose tunnels still live.
 pub const ENTRIES: usize = 4096;
 
@@ -69,7 +69,7 @@ layout! {
         refused_rate: u64, refused_proxy: u64, refused_no_backend: u64, queued: u64, bytes_in: u64,
         bytes_out: u64, requests: u64, handshakes: u64, refused_request: u64, messages_in: u64,
         messages_out: u64, pings: u64, closes: [u64; 20], reattached: u64,
-        reattach_failed: u64, reserved: [u64; 1],
+        reattach_failed: u64, directed: u64, redirected: u64, put_off: u64, reserved: [u64; 6],
     }
 }
 layout! {
@@ -77,7 +77,7 @@ layout! {
     BackendSlot {
         connects: u64, connect_failures: u64, ports_exhausted: u64, opened: u64, closed: u64,
         resets: u64, bytes_to_backend: u64, bytes_to_client: u64, connect_ns: u64, fallbacks: u64,
-        bad_answers: u64, reserved: [u64; 5],
+        bad_answers: u64, sent: u64, reserved: [u64; 4],
     }
 }
 

@@ -7,7 +7,10 @@ use pybalancer_core::flow::Secret;
 
 use crate::error::{PacketError, refused};
 use crate::grace::Grace;
-use crate::layout::{self, BACKEND_WORDS, HOP_WORDS, LAYOUT, LIVE_WORD, MAX_ID, ME_WORD};
+use crate::layout::{
+    self, BACKEND_WORDS, HOP_WORDS, INTERFACE_TRIES, INTERFACE_WORD, LAYOUT, LIVE_WORD, MAX_ID,
+    MAX_INTERFACES, ME_WORD,
+};
 use crate::loader::{self, Maps};
 use crate::sys::{self, Shared};
 
@@ -67,6 +70,44 @@ impl Kernel {
         }
     }
 
+    /// The words of an interface, or with 0 of an empty place for it.
+    fn interface(&self, number: u32, wanted: u32) -> Option<usize> {
+        let place = |step| ((number + step) % MAX_INTERFACES) as usize * 3 + INTERFACE_WORD;
+        (0..INTERFACE_TRIES)
+            .map(place)
+            .find(|at| word(&self.settings, *at) == wanted)
+    }
+
+    /// Handle what comes by an interface for this MAC.
+    pub fn set_interface(&self, number: u32, mac: [u8; 6]) -> Result<(), PacketError> {
+        let found = self.interface(number, number);
+        let at = found.or_else(|| self.interface(number, 0)).ok_or_else(|| {
+            PacketError::new("too many interfaces have a program: detach it from one of them")
+        })?;
+        let index = self
+            .settings
+            .word(at)
+            .ok_or_else(|| PacketError::new("the settings are too short"))?;
+        let mac = layout::interface(mac);
+        let mut words = mac.chunks_exact(4).zip(at + 1..);
+        let same = words.all(|(four, place)| four == word(&self.settings, place).to_ne_bytes());
+        if found.is_none() || !same {
+            // While the MAC is written the interface is nobody's, and its packets go to the stack.
+            index.store(0, Ordering::SeqCst);
+            self.settings.write(at + 1, &mac);
+            index.store(number, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Leave what comes by an interface alone.
+    pub fn drop_interface(&self, number: u32) {
+        let found = self.interface(number, number);
+        if let Some(index) = found.and_then(|at| self.settings.word(at)) {
+            index.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Which of a service's two tables is live.
     pub fn live(&self, number: u32) -> Result<&AtomicU32, PacketError> {
         crate::services::check_number(number)?;
@@ -75,27 +116,10 @@ impl Kernel {
             .ok_or_else(|| PacketError::new("the settings are too short"))
     }
 
-    /// Note an interface where programs look first; None if it is no longer ours. Nothing happens if its place
-    /// is another's: then programs look into the map.
-    pub fn set_near_interface(&self, number: u32, mac: Option<[u8; 6]>) {
-        let at = layout::near_interface(number);
-        let there = word(&self.settings, at);
-        if let (Some(place), true) = (self.settings.word(at), there == 0 || there == number) {
-            place.store(0, Ordering::Release);
-            if let Some(mac) = mac {
-                self.settings.write(at + 1, &layout::interface(mac));
-                place.store(number, Ordering::Release);
-            }
-        }
-    }
-
-    /// The same of a service: number and MTU.
-    pub fn set_near_service(
-        &self,
-        key: &[u8; 20],
-        service: Option<(u32, u32)>,
-    ) -> Result<(), PacketError> {
-        let at = layout::near_service(key);
+    /// Note a service, number and MTU, where programs look first; None if it has gone. Nothing happens if its
+    /// place is another's: then programs look into the map.
+    pub fn set_near(&self, key: &[u8; 20], service: Option<(u32, u32)>) -> Result<(), PacketError> {
+        let at = layout::near(key);
         let same = (at..)
             .zip(key.chunks_exact(4))
             .all(|(index, four)| word(&self.settings, index).to_ne_bytes() == four);

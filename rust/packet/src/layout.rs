@@ -59,8 +59,8 @@ pub const REASONS: [(&str, &str); 15] = [
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
 /// service, count of a backend, number of reasons.
 pub const LAYOUT: [u32; 8] = [
-    4 * (NEAR_SERVICES_WORD as u32 + 8 * NEAR_SERVICES),
-    8,
+    40 + 4 * MAX_SERVICES + 12 * MAX_INTERFACES + (32 << NEAR_BITS),
+    12,
     20,
     8,
     128,
@@ -100,30 +100,24 @@ pub fn settings(secret: &Secret, size: u32) -> [u8; 36] {
 pub const ME_WORD: usize = 9;
 /// From which word on it says which table of each service is live.
 pub const LIVE_WORD: usize = 10;
+/// From which word on it has the interfaces, three words each.
+pub const INTERFACE_WORD: usize = LIVE_WORD + MAX_SERVICES as usize;
+/// How many places an interface may lie in.
+pub const INTERFACE_TRIES: u32 = 4;
 
-/// From which word on what is in the map of interfaces is once more, see [`near_interface`].
-pub const NEAR_INTERFACES_WORD: usize = LIVE_WORD + MAX_SERVICES as usize;
-const NEAR_INTERFACES: u32 = 64;
-/// From which word on what is in the map of services is once more, see [`near_service`].
-pub const NEAR_SERVICES_WORD: usize = NEAR_INTERFACES_WORD + 3 * NEAR_INTERFACES as usize;
-const NEAR_SERVICES_BITS: u32 = 10;
-const NEAR_SERVICES: u32 = 1 << NEAR_SERVICES_BITS;
+/// From which word on most services are in it once more, eight words each.
+const NEAR_WORD: usize = INTERFACE_WORD + 3 * MAX_INTERFACES as usize;
+const NEAR_BITS: u32 = 10;
 
-/// The word where an interface has its place: number, MAC (`struct near_interface`).
-pub fn near_interface(number: u32) -> usize {
-    NEAR_INTERFACES_WORD + 3 * (number % NEAR_INTERFACES) as usize
-}
-
-/// The word where a service has its place: key, number and 1, MTU (`struct near_service`).
-pub fn near_service(key: &[u8; 20]) -> usize {
+/// The word where a service has its place in the settings: key, number and 1, MTU (`struct near`).
+pub fn near(key: &[u8; 20]) -> usize {
     let words = key.chunks_exact(4).map(|four| match *four {
         [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
         _ => 0,
     });
-    // As `find_service` mixes them: all five, in the program by words of 8 bytes.
+    // As `find_service` mixes them.
     let mixed = words.fold(0, |mixed, word| mixed ^ word);
-    let home = mixed.wrapping_mul(0x9e37_79b1) >> (32 - NEAR_SERVICES_BITS);
-    NEAR_SERVICES_WORD + 8 * home as usize
+    NEAR_WORD + 8 * (mixed.wrapping_mul(0x9e37_79b1) >> (32 - NEAR_BITS)) as usize
 }
 
 /// Protocols that services can have.
@@ -171,7 +165,7 @@ pub fn service(number: u32, mtu: u32) -> [u8; 8] {
     value
 }
 
-/// `struct interface`
+/// `struct interface`, behind its number.
 pub fn interface(mac: [u8; 6]) -> [u8; 8] {
     let [a, b, c, d, e, f] = mac;
     [a, b, c, d, e, f, 0, 0]

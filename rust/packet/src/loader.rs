@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::error::{PacketError, refused};
-use crate::layout::{BACKEND_WORDS, LAYOUT, MAX_ID, MAX_INTERFACES, MAX_SERVICES, REASONS, ROW};
+use crate::layout::{BACKEND_WORDS, LAYOUT, MAX_ID, MAX_SERVICES, REASONS, ROW};
 use crate::object;
 use crate::sys::{self, MapShape, Program};
 
@@ -25,8 +25,6 @@ pub const ATTACH_EGRESS: u32 = 47;
 pub struct Maps {
     /// Key of the hash, number of slots, who we are.
     pub settings: OwnedFd,
-    /// Number → MAC and mode.
-    pub interfaces: OwnedFd,
     /// Address, port, protocol → number.
     pub services: OwnedFd,
     /// Number → table.
@@ -62,7 +60,7 @@ pub fn new_table(size: u32) -> Result<OwnedFd, PacketError> {
 }
 
 impl Maps {
-    const SHAPES: [(&'static str, MapShape); 8] = {
+    const SHAPES: [(&'static str, MapShape); 7] = {
         const fn of(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> MapShape {
             MapShape {
                 kind,
@@ -75,7 +73,6 @@ impl Maps {
         let ids = MAX_ID as u32 + 1;
         [
             ("settings", of(ARRAY, 4, LAYOUT[0], 1, MMAPABLE)),
-            ("interfaces", of(HASH, 4, LAYOUT[1], MAX_INTERFACES, 0)),
             (
                 "services",
                 of(HASH, LAYOUT[2], LAYOUT[3], 2 * MAX_SERVICES, 0),
@@ -128,12 +125,11 @@ impl Maps {
         for (name, shape) in Maps::SHAPES {
             made.push(each(name, shape)?);
         }
-        let made: [OwnedFd; 8] = made
+        let made: [OwnedFd; 7] = made
             .try_into()
             .map_err(|_| PacketError::new("maps are missing"))?;
         let [
             settings,
-            interfaces,
             services,
             tables,
             backends,
@@ -143,7 +139,6 @@ impl Maps {
         ] = made;
         Ok(Maps {
             settings,
-            interfaces,
             services,
             tables,
             backends,
@@ -154,10 +149,9 @@ impl Maps {
     }
 
     /// Each with its name.
-    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 8] {
+    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         [
             ("settings", self.settings.as_fd()),
-            ("interfaces", self.interfaces.as_fd()),
             ("services", self.services.as_fd()),
             ("tables", self.tables.as_fd()),
             ("backends", self.backends.as_fd()),

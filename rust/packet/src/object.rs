@@ -10,6 +10,9 @@ use object::{
     LittleEndian, Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget,
 };
 
+/// The map that programs read as memory of their own.
+const IN_PLACE: &str = "settings";
+
 /// Aligned as ELF wants its structs.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
@@ -27,13 +30,18 @@ pub struct Code {
 impl Code {
     /// With descriptors in place of names. None if a map is not there.
     pub fn link(&self, descriptor: impl Fn(&str) -> Option<i32>) -> Option<Vec<u8>> {
-        // The instruction that loads 8 bytes says by its source register what they are (BPF_PSEUDO_MAP_FD).
-        const MAP_DESCRIPTOR: u8 = 1 << 4;
+        // The instruction that loads 8 bytes says by its source register what they are: a map, or the place of
+        // its first value (BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE).
+        const MAP: u8 = 1 << 4;
+        const VALUE: u8 = 2 << 4;
         let mut linked = self.instructions.clone();
         for (at, name) in &self.maps {
             let number = descriptor(name)?;
             let registers = linked.get_mut(at + 1)?;
-            *registers = (*registers & 0x0f) | MAP_DESCRIPTOR;
+            *registers = (*registers & 0x0f) | if name == IN_PLACE { VALUE } else { MAP };
+            // Where in the value is said by the second half.
+            let offset: [u8; 4] = linked.get(at + 4..at + 8)?.try_into().ok()?;
+            linked.get_mut(at + 12..at + 16)?.copy_from_slice(&offset);
             linked
                 .get_mut(at + 4..at + 8)?
                 .copy_from_slice(&number.to_le_bytes());

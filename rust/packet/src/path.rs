@@ -10,7 +10,7 @@ use pybalancer_core::rows::{Rows, WIDTH};
 use crate::attach::{self, Links, Mode};
 use crate::error::{PacketError, refused};
 use crate::kernel::Kernel;
-use crate::layout::{self, HOP_WORDS, Hop, LAYOUT, MAX_ID, REASONS};
+use crate::layout::{HOP_WORDS, Hop, LAYOUT, MAX_ID, REASONS};
 use crate::loader::{self, Maps};
 use crate::object;
 use crate::pins::Pins;
@@ -122,13 +122,7 @@ impl PacketPath {
     pub fn attach(&mut self, name: &str, modes: &[Mode]) -> Result<Mode, PacketError> {
         let number = attach::number_of(name)?;
         let mac = hardware_address(name)?;
-        sys::map_update(
-            self.kernel.maps.interfaces.as_fd(),
-            &number.to_ne_bytes(),
-            &layout::interface(mac),
-        )
-        .map_err(refused(format_args!("note the interface {name}")))?;
-        self.kernel.set_near_interface(number, Some(mac));
+        self.kernel.set_interface(number, mac)?;
         self.links
             .attach(number, modes, self.program.as_fd(), self.pins.as_ref())
     }
@@ -153,9 +147,8 @@ impl PacketPath {
         if !self.links.detach(number, self.pins.as_ref()) {
             return Err(PacketError::new(format!("nothing is attached to {name}")));
         }
-        self.kernel.set_near_interface(number, None);
-        sys::map_delete(self.kernel.maps.interfaces.as_fd(), &number.to_ne_bytes())
-            .map_err(refused(format_args!("forget the interface {name}")))
+        self.kernel.drop_interface(number);
+        Ok(())
     }
 
     /// Interfaces with a program, by name.

@@ -124,7 +124,7 @@ impl Services {
                 .map_err(refused("note a service"))?;
             }
             let name = layout::service_key(address, Some((port, protocol)));
-            kernel.set_near_service(&name, Some((number, mtu)))?;
+            kernel.set_near(&name, Some((number, mtu)))?;
             if let Some(service) = self.services.get_mut(&number) {
                 (service.key, service.mtu) = (key, mtu);
             }
@@ -189,7 +189,7 @@ impl Services {
             .values()
             .any(|service| service.key.0 == address);
         let name = layout::service_key(address, Some((port, protocol)));
-        kernel.set_near_service(&name, None)?;
+        kernel.set_near(&name, None)?;
         let keys = [Some(Some((port, protocol))), (!others).then_some(None)];
         for name in keys.into_iter().flatten() {
             sys::map_delete(

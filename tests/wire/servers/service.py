@@ -4,7 +4,7 @@
 echoes then. ``service.py restart FOLDER NAME`` ends the one that runs and starts another in its place; it
 returns when that listens. The folder has a file ``NAME.port``, and gets ``NAME.pid`` and ``restarts``. Where
 it has a pipe ``NAME.gate``, a restart waits for somebody to open that, and notes in ``reached`` that it
-waits.
+waits, in ``waiting`` its process id.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def serve(name: str, port: str) -> None:
 def restart(folder: Path, name: str) -> None:
     gate = folder / f"{name}.gate"
     if gate.exists():
+        note(folder / "waiting", str(os.getpid()))
         note(folder / "reached", name)
         gate.open().close()
     book = folder / f"{name}.pid"

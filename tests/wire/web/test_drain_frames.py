@@ -13,7 +13,7 @@ import pytest
 
 from pybalancer._core import Drain, PlanError
 
-from ..net import until
+from ..net import reset, until
 from .ends import Ends, Held, WebProxy, is_echoed, tunnel, web_proxy
 from .frames import BINARY, TEXT, close, frame, header, read_frame
 from .messages import handshake
@@ -68,6 +68,34 @@ def test_a_close_stands_between_two_frames(backend: Held) -> None:
         done = until(lambda: order(balancer, id).state == "done" and order(balancer, id))
         assert (done.total, done.left, done.closed, done.cut) == (1, 0, 1, 0)
         assert done.parts == [("b0", 1, 0)]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_backend_that_breaks_off_takes_no_close_from_its_client(backend: Held, told: bool) -> None:
+    """A reset towards the client could overtake the Close, and the client would see 1006."""
+    with web_proxy([backend]) as balancer, tunnel(balancer, backend) as ends:
+        payload = bytes(3000)
+        whole = frame(BINARY, payload, masked=False)
+        if not told:
+            # The Close has to wait for the end of this frame, which comes with the reset.
+            ends.backend.socket.sendall(whole[:1000])
+            assert b"".join(ends.client.length(1000)) == whole[:1000]
+        id = drain(balancer, code=1012)
+        until(lambda: order(balancer, id).closed == 1)
+        if told:
+            assert read_frame(ends.client).code == 1012
+        else:
+            ends.backend.socket.sendall(whole[1000:])
+        reset(ends.backend.socket)
+        if not told:
+            assert b"".join(ends.client.length(len(whole) - 1000)) == whole[1000:]
+            assert read_frame(ends.client).code == 1012
+        assert ends.client.rest() == b""
+        ends.client.socket.sendall(close(1012, masked=True))
+        ends.client.socket.close()
+        assert balancer.record(ends.name)["reason"] == "drained"
+        until(lambda: balancer.connections == 0)
+        assert balancer.stats.active("pool", "b0") == 0
 
 
 def test_closes_keep_to_the_cap_and_to_the_time(backend: Held) -> None:

@@ -196,8 +196,8 @@ async def test_status_shows_what_listeners_of_this_mode_have(balancer: Balancer)
     (listener,) = balancer.status().to_dict()["listeners"]
     assert (listener["pool"], listener["requests"], listener["handshakes"]) == ("spread", 2, 0)
     assert listener["routes"] == [
-        *({"name": route["path"], "pool": route["pool"]} for route in ROUTES),
-        {"name": "default", "pool": "spread"},
+        *({"name": route["path"], "pool": route["pool"], "action": "proxy"} for route in ROUTES),
+        {"name": "default", "pool": "spread", "action": "proxy"},
     ]
     assert balancer.admin is not None
     given = [sys.executable, "-m", "pybalancer", "status", "--admin", balancer.admin]

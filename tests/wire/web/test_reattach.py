@@ -108,6 +108,31 @@ def test_other_codes_are_the_applications_and_pass(code: int | None) -> None:
         balanced(balancer, 0)
 
 
+def test_an_end_right_behind_a_close_is_no_reason_to_go_on() -> None:
+    """Both are read at once: behind a long frame no more is read than a header has."""
+    with two() as (balancer, backends), Mover(balancer, backends) as mover:
+        payload = bytes(range(256)) * 16 * 1024
+        last = close(1011, "ten bytes.", masked=False)
+        assert len(last) == 14
+        backend = mover.backend.socket
+
+        def says_all() -> None:
+            backend.sendall(frame(BINARY, payload, masked=False))
+            # In one segment.
+            backend.send(last, socket.MSG_MORE)
+            backend.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=says_all)
+        sender.start()
+        assert mover.reads().payload == payload
+        assert mover.reads().code == 1011
+        sender.join()
+        assert mover.client.rest() == SHUT
+        mover.client.send(close(1011, masked=True))
+        mover.client.socket.close()
+        balanced(balancer, 0)
+
+
 def test_an_answer_to_the_clients_own_1001_passes() -> None:
     """Browsers say 1001 when they leave a page, and servers repeat it."""
     with two() as (balancer, backends), Mover(balancer, backends) as mover:

@@ -65,6 +65,24 @@ def test_a_drain_moves_the_client_and_tells_it_nothing() -> None:
         balanced(balancer, 1)
 
 
+def test_a_backend_that_answers_with_a_code_of_its_own_has_ended_it() -> None:
+    """Its client has had that Close, so no other backend may follow."""
+    with two(route={"close_timeout": 1.0}) as (balancer, backends), Mover(balancer, backends) as mover:
+        mover.works()
+        id = drain(balancer, mover)
+        assert read_frame(mover.backend).code == 1001
+        mover.backend.socket.sendall(close(4000, masked=False))
+        mover.backend.socket.close()
+        assert mover.reads().code == 4000
+        assert mover.client.rest() == b""
+        mover.client.send(close(4000, masked=True))
+        mover.client.socket.close()
+        assert mover.record["reason"] == "finished"
+        told = done(balancer, id)
+        assert (told.total, told.closed, told.cut, told.moved) == (1, 1, 0, 0)
+        balanced(balancer, 0)
+
+
 def test_what_both_say_around_the_move_arrives_once_and_in_order() -> None:
     """The client's stream ends at a boundary, the backend's with its Close; nothing of either is missing."""
     with two() as (balancer, backends), Mover(balancer, backends) as mover:

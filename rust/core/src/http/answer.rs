@@ -73,6 +73,55 @@ pub fn write_answer(
     }
 }
 
+/// An answer of ours after which the connection may go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<'a> {
+    /// Of those in [`reason_phrase`].
+    pub status: u16,
+    /// Fields besides those that frame it, in order; values are written as they are.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// What it says.
+    pub body: &'a [u8],
+    /// To HEAD: the body is left out, its length is not.
+    pub head_only: bool,
+    /// The connection is closed after it.
+    pub close: bool,
+    /// HTTP/1.minor of the client; one of 1.0 is told if its connection goes on.
+    pub minor: u8,
+}
+
+/// Write it, whole. A field with a control character is left out: it could be taken for two.
+pub fn write_plain(answer: &Plain<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    number(u64::from(answer.status), out);
+    out.push(b' ');
+    out.extend_from_slice(reason_phrase(answer.status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in answer.fields {
+        let whole = !value.bytes().any(|byte| byte.is_ascii_control());
+        debug_assert!(whole, "{name}");
+        if whole {
+            line(name, value, out);
+        }
+    }
+    // Neither has a body, and a 204 may not even say so (RFC 9110 section 8.6).
+    let bodiless = matches!(answer.status, 204 | 304);
+    if !bodiless {
+        out.extend_from_slice(b"Content-Length: ");
+        number(answer.body.len() as u64, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    match (answer.close, answer.minor) {
+        (true, _) => line("Connection", "close", out),
+        (false, 0) => line("Connection", "keep-alive", out),
+        (false, _) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+    if !answer.head_only && !bodiless {
+        out.extend_from_slice(answer.body);
+    }
+}
+
 /// What a status is called (RFC 9110 section 15, RFC 6585); nothing if it is none that we give.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
@@ -80,6 +129,7 @@ pub fn reason_phrase(status: u16) -> &'static str {
         204 => "No Content",
         301 => "Moved Permanently",
         302 => "Found",
+        304 => "Not Modified",
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
@@ -132,6 +182,50 @@ mod tests {
             answer(400, "\u{e9}", None, &[], true)
                 .ends_with("\r\nContent-Length: 2\r\nConnection: close\r\n\r\n")
         );
+    }
+
+    #[test]
+    fn a_plain_answer_says_whether_the_connection_goes_on() {
+        let plain = |status, head_only, close, minor| {
+            let answer = Plain {
+                status,
+                fields: &[("Location", "wss://a/")],
+                body: b"{}",
+                head_only,
+                close,
+                minor,
+            };
+            let mut out = Vec::new();
+            write_plain(&answer, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            plain(200, false, false, 1),
+            "HTTP/1.1 200 OK\r\nLocation: wss://a/\r\nContent-Length: 2\r\n\r\n{}"
+        );
+        assert_eq!(
+            plain(307, true, true, 0),
+            "HTTP/1.1 307 Temporary Redirect\r\nLocation: wss://a/\r\nContent-Length: 2\r\n\
+             Connection: close\r\n\r\n"
+        );
+        assert!(plain(200, true, false, 0).ends_with("\r\nConnection: keep-alive\r\n\r\n"));
+        for status in [204, 304] {
+            assert!(plain(status, false, false, 1).ends_with("Location: wss://a/\r\n\r\n"));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "Location")]
+    fn a_line_break_in_a_field_is_a_defect() {
+        let answer = Plain {
+            status: 307,
+            fields: &[("Location", "wss://a/\r\nSet-Cookie: a=b")],
+            body: b"",
+            head_only: false,
+            close: false,
+            minor: 1,
+        };
+        write_plain(&answer, &mut Vec::new());
     }
 
     #[test]

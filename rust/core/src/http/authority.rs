@@ -6,7 +6,7 @@ use core::net::Ipv6Addr;
 ///
 /// RFC 3986 also allows sub-delims and percent-encoding in a name, an empty port, and addresses of
 /// future versions. No name that resolves needs them; and a comma makes one host out of two.
-pub(super) fn is_valid(authority: &[u8]) -> bool {
+pub fn is_valid(authority: &[u8]) -> bool {
     let (host_is_valid, rest) = match authority {
         [b'[', rest @ ..] => {
             let Some(end) = rest.iter().position(|byte| *byte == b']') else {

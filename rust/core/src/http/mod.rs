@@ -19,7 +19,8 @@ mod response;
 mod target;
 mod text;
 
-pub use answer::{reason_phrase, write_answer};
+pub use answer::{Plain, reason_phrase, write_answer, write_plain};
+pub use authority::is_valid as is_authority;
 pub use body::{Body, Line, Piece};
 pub use edit::{Edits, Forwarded, ResponseEdits, check_edit, write_request, write_response};
 pub use head::{Limits, MAX_FIELDS, Refusal, Scanner, Storage, storage};

@@ -1,5 +1,6 @@
 //! How far a stream may pass.
 
+use super::Leaving;
 use crate::ws::{Rules, Tracker};
 
 /// A frame of at most this many bytes, header included, passes whole or not at all: a sender that dies
@@ -40,6 +41,27 @@ pub struct Watch {
     pub boundary: bool,
     /// Before one of these.
     pub closes: Closes,
+}
+
+impl Watch {
+    /// On what the client says, whose backend may be on its way out.
+    pub fn on_client(leaving: Option<&Leaving>) -> Watch {
+        Watch {
+            boundary: leaving.is_some(),
+            closes: Closes::Pass,
+        }
+    }
+
+    /// On what the backend says.
+    pub fn on_backend(leaving: Option<&Leaving>) -> Watch {
+        Watch {
+            boundary: false,
+            closes: match leaving {
+                Some(leaving) if leaving.told => Closes::Answers,
+                _ => Closes::Leaving,
+            },
+        }
+    }
 }
 
 /// Where it did.

@@ -48,6 +48,8 @@ pub enum Next {
     Tell,
     /// Nothing is missing: let go of it.
     Detach,
+    /// The backend's Close has passed: it is over for the client too.
+    Over,
     /// A message was cut. The client is told, between two frames.
     Fail,
     /// A frame of the backend's was cut: nothing can follow it.
@@ -96,6 +98,9 @@ impl Leaving {
 
     /// What is to be done at `now`.
     pub fn next(&self, streams: &Streams<'_>, now: Tick) -> Next {
+        if streams.backend.closed().is_some() {
+            return Next::Over;
+        }
         let client = between(streams.client) && !streams.owed;
         let backend = between(streams.backend);
         // In the middle of a message of its own it might take a Close for leave to drop the rest.

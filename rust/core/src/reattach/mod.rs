@@ -4,7 +4,7 @@
 //! done, what passes meanwhile and when it happens is decided here, from bytes and time:
 //!
 //! ```text
-//!             Leaving::next                Journey                 Agreed::judge
+//!             Leaving::next                Journey                 Hearing::judge
 //!  tunnel ──────────────────▶ left ──────────────────▶ repeated ──────────────────▶ tunnel
 //!    │   both streams between      Words: the client's     │ no tries or no time left, or another
 //!    │   two messages              frames wait             ▼ answer than the first
@@ -17,13 +17,14 @@
 //!    dies within one leaves no half of it behind.
 //! 2. [`Leaving`] ends the old backend's part: what it still says is delivered.
 //! 3. [`Words`] keeps what the client says while there is no backend, and answers its pings.
-//! 4. [`Journey`] counts tries and time; [`Agreed`] compares the new answer with the first.
+//! 4. [`Journey`] counts tries and time; [`Hearing`] compares the new answer with what was [`Agreed`] first.
 //!
 //! At most once: what was passed to the old backend is never sent to another.
 
 mod agreed;
 mod frames;
 mod handshake;
+mod hearing;
 mod journey;
 mod leaving;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use core::time::Duration;
 pub use agreed::{Agreed, Answer};
 pub use frames::{Closes, Halt, SMALL, Watch, look};
 pub use handshake::{FIELD, repeated, without_takeover};
+pub use hearing::{Hearing, Judged};
 pub use journey::Journey;
 pub use leaving::{Leaving, Next, SETTLE, Streams};
 pub use words::Words;

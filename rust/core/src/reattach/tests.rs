@@ -240,9 +240,27 @@ proptest! {
             }
             Next::Fail => prop_assert!(!backend[1] && (!between || unread && !heard)),
             Next::Abort => prop_assert!(backend[1]),
+            Next::Over => prop_assert!(false, "nobody has closed"),
         }
         prop_assert!(leaving.due(now) <= leaving.until);
     }
+}
+
+#[test]
+fn a_backend_whose_close_has_passed_is_not_left_for_another() {
+    let (client, mut backend) = (Tracker::default(), Tracker::default());
+    let close = close_frame(1011, "", None);
+    backend
+        .see(close.as_slice(), &FrameRules::default())
+        .unwrap();
+    let mut leaving = Leaving::new(Tick(0), Tick(0), Duration::from_secs(5));
+    (leaving.told, leaving.heard, leaving.broken) = (true, true, true);
+    let streams = Streams {
+        client: &client,
+        owed: false,
+        backend: &backend,
+    };
+    assert_eq!(leaving.next(&streams, Tick(1)), Next::Over);
 }
 
 const NONCE: &[u8] = b"dGhlIHNhbXBsZSBub25jZQ==";

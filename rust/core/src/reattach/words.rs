@@ -28,7 +28,12 @@ impl Words {
             // Nothing that comes behind it means anything.
             return 0;
         }
-        bound.saturating_sub(self.kept.len() + self.cut.len())
+        bound.saturating_sub(self.waiting())
+    }
+
+    /// How many bytes wait.
+    pub fn waiting(&self) -> usize {
+        self.kept.len() + self.cut.len()
     }
 
     /// The client has said `bytes`. What is to be answered is appended to `answers`; the code of its Close is

@@ -7,6 +7,35 @@
 
 use super::Tracker;
 
+/// Going away: the server is shutting down.
+pub const GOING_AWAY: u16 = 1001;
+/// The peer broke the protocol.
+const PROTOCOL_ERROR: u16 = 1002;
+/// A message was too big to process.
+const TOO_BIG: u16 = 1009;
+/// A gateway got something from its server that it cannot use.
+const BAD_GATEWAY: u16 = 1014;
+
+/// Who sent what may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// The client did.
+    Client,
+    /// The backend did.
+    Backend,
+}
+
+/// Whether there is somebody behind the balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partner {
+    /// A backend, that knows nothing of the end.
+    There,
+    /// A backend, that has had a Close in the client's place.
+    Told,
+    /// None.
+    Absent,
+}
+
 /// What is known of the stream towards one side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stream {
@@ -41,6 +70,38 @@ pub struct Farewell {
 }
 
 impl Farewell {
+    /// Close with these codes. The backend usually has none: it gets the client's answer.
+    pub fn new(to_client: Option<u16>, to_backend: Option<u16>, partner: Partner) -> Farewell {
+        Farewell {
+            to_client,
+            to_backend: to_backend.filter(|_| partner == Partner::There),
+            client_mute: partner != Partner::There,
+            backend_mute: partner == Partner::Absent,
+        }
+    }
+
+    /// Because of a frame that may not pass: too big where messages are `limited`, else of a length that is
+    /// none.
+    pub fn because_of(culprit: Culprit, limited: bool, partner: Partner) -> Farewell {
+        let fault = if limited { TOO_BIG } else { PROTOCOL_ERROR };
+        let (to_client, to_backend) = match culprit {
+            Culprit::Client => (fault, GOING_AWAY),
+            Culprit::Backend => (BAD_GATEWAY, fault),
+        };
+        let mut farewell = Farewell::new(Some(to_client), Some(to_backend), partner);
+        // The stream behind that frame means nothing any more.
+        match culprit {
+            Culprit::Client => farewell.client_mute = true,
+            Culprit::Backend => farewell.backend_mute = true,
+        }
+        farewell
+    }
+
+    /// The client will not answer any more: the backend is told in our own words.
+    pub fn answer_in_its_place(&mut self) {
+        self.to_backend = self.to_backend.or(Some(GOING_AWAY));
+    }
+
     /// What can be said now, given where the frames of both sides stand and what the streams towards them
     /// take. What it says is to be sent: it is not said again.
     pub fn advance(
@@ -78,6 +139,12 @@ impl Farewell {
         let said = self.to_client.is_none() && self.to_backend.is_none();
         say.over = said && self.client_mute && self.backend_mute;
         say
+    }
+
+    /// There is no backend any more: the client is alone.
+    pub fn lose_backend(&mut self) {
+        self.to_backend = None;
+        (self.client_mute, self.backend_mute) = (true, true);
     }
 
     /// Whether the client has been told, or need not be.

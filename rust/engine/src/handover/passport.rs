@@ -184,6 +184,7 @@ impl RecallPassport {
             leaving: None,
             left: None,
             order: None,
+            deadline: None,
         }))
     }
 }

@@ -38,8 +38,8 @@ impl Flow {
         self.unpipe(tools)?;
         let (owed, due) = match self.pending.as_deref() {
             Some(Pending::Copied(left)) => {
-                let owed = left.bytes.get(left.sent..).unwrap_or_default();
-                (owed.to_vec(), left.due.saturating_sub(left.sent) as u32)
+                let owed = [left.rest(), left.held()].concat();
+                (owed, left.rest().len() as u32)
             }
             _ => (Vec::new(), 0),
         };
@@ -106,7 +106,7 @@ mod tests {
         };
         flow.owe(b"headbodyhe", 8);
         if let Some(Pending::Copied(left)) = flow.pending.as_deref_mut() {
-            left.sent = 4;
+            left.took(4);
         }
         let packed = flow.pack(&mut tools).unwrap();
         let mut copy = Flow::unpack(&packed);

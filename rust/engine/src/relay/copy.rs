@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::{Flow, Step, Tap, Tools};
+use super::{Flow, Step, Tap, Tools, see};
 
 #[inline]
 pub(super) fn send(receiver: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
@@ -56,18 +56,17 @@ pub(super) fn step<T: Tap>(
     let Some(bytes) = tools.scratch.get(..kept + received) else {
         return Step::Failed;
     };
-    let verdict = tap.see(bytes);
-    let (Ok(passes) | Err(passes)) = verdict;
-    let (bytes, held) = bytes.split_at_checked(passes).unwrap_or((bytes, &[]));
-    let sent = if bytes.is_empty() {
+    let passing = see(tap, bytes);
+    let passes = bytes.get(..passing.count).unwrap_or_default();
+    let sent = if passes.is_empty() {
         0
     } else {
-        match send(receiver, bytes) {
+        match send(receiver, passes) {
             Ok(sent) => sent,
             Err(Errno::AGAIN) => 0,
             Err(_) => {
                 if tap.refused() {
-                    flow.owe(tools.scratch.get(..kept + received).unwrap_or_default(), 0);
+                    flow.owe(bytes, 0);
                 }
                 return Step::ReceiverFailed;
             }
@@ -75,19 +74,11 @@ pub(super) fn step<T: Tap>(
     };
     flow.bytes += sent as u64;
     tools.copied += sent as u64;
-    if verdict.is_err() && tap.keeps() {
-        let rest = tools.scratch.get(sent..kept + received);
-        flow.owe(rest.unwrap_or_default(), bytes.len() - sent);
-        return Step::Stopped;
+    if passing.stopped || sent < bytes.len() {
+        flow.keep(passing.left(tap, bytes, sent));
     }
-    if verdict.is_err() {
-        flow.owe(bytes.get(sent..).unwrap_or_default(), bytes.len() - sent);
+    if passing.stopped {
         return Step::Stopped;
-    }
-    let unsent = bytes.len() - sent;
-    if unsent + held.len() > 0 {
-        let rest = tools.scratch.get(sent..kept + received);
-        flow.owe(rest.unwrap_or_default(), unsent);
     }
     Step::Moved {
         bytes: received,

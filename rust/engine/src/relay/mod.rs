@@ -15,16 +15,14 @@
 pub mod body;
 mod carry;
 mod copy;
-mod resumable;
 mod splice;
-mod tap;
 
 pub use carry::Packed;
-pub use resumable::Resumable;
-pub use tap::{Blind, Frames, Tap};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub use pybalancer_core::relay::{Blind, Frames, Resumable, Tap};
+use pybalancer_core::relay::{Leftover, see};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
@@ -51,24 +49,6 @@ pub enum Pending {
     Piped(Pipe, u32),
 }
 
-/// Copied bytes of which the first `sent` are gone, and those from `due` on may not go yet.
-#[derive(Debug)]
-pub struct Leftover {
-    bytes: Box<[u8]>,
-    sent: usize,
-    due: usize,
-}
-
-impl Leftover {
-    fn rest(&self) -> &[u8] {
-        self.bytes.get(self.sent..self.due).unwrap_or_default()
-    }
-
-    fn held(&self) -> &[u8] {
-        self.bytes.get(self.due..).unwrap_or_default()
-    }
-}
-
 /// One direction of a tunnel.
 #[derive(Debug, Default)]
 pub struct Flow {
@@ -90,7 +70,7 @@ impl Flow {
     pub fn blocked(&self) -> bool {
         match self.pending.as_deref() {
             None => false,
-            Some(Pending::Copied(left)) => left.sent < left.due,
+            Some(Pending::Copied(left)) => left.is_owed(),
             Some(Pending::Piped(..)) => true,
         }
     }
@@ -98,13 +78,13 @@ impl Flow {
     /// Keep a copy of `bytes`: the first `due` of them go to the receiver as soon as it takes them, the
     /// others come back in front of what is read next.
     pub fn owe(&mut self, bytes: &[u8], due: usize) {
-        self.pending = (!bytes.is_empty()).then(|| {
-            Box::new(Pending::Copied(Leftover {
-                bytes: bytes.into(),
-                sent: 0,
-                due,
-            }))
-        });
+        self.keep(Leftover::new(bytes, due));
+    }
+
+    /// Keep what is left of copied bytes.
+    #[inline]
+    fn keep(&mut self, left: Option<Leftover>) {
+        self.pending = left.map(|left| Box::new(Pending::Copied(left)));
     }
 
     /// The same for what a pipe holds.
@@ -131,12 +111,19 @@ impl Flow {
 
     /// Take what was held back, and leave what the receiver is to get.
     pub fn take_held(&mut self) -> Vec<u8> {
-        let Some(Pending::Copied(left)) = self.pending.as_deref_mut() else {
+        let Some(left) = self.leftover() else {
             return Vec::new();
         };
-        let (held, rest) = (left.held().to_vec(), left.rest().to_vec());
-        self.owe(&rest, rest.len());
+        let (held, rest) = left.split();
+        self.keep(rest);
         held
+    }
+
+    fn leftover(&self) -> Option<&Leftover> {
+        match self.pending.as_deref() {
+            Some(Pending::Copied(left)) => Some(left),
+            None | Some(Pending::Piped(..)) => None,
+        }
     }
 
     /// Whether a pipe holds what the receiver has not taken.
@@ -313,20 +300,10 @@ pub fn feed<T: Tap>(
     receiver: &OwnedFd,
     tools: &mut Tools,
 ) -> Outcome {
-    let verdict = tap.see(bytes);
-    let (Ok(passes) | Err(passes)) = verdict;
-    let mut owed = match flow.pending.as_deref() {
-        Some(Pending::Copied(left)) => left.rest().to_vec(),
-        None | Some(Pending::Piped(..)) => Vec::new(),
-    };
-    owed.extend_from_slice(bytes.get(..passes).unwrap_or_default());
-    let due = owed.len();
-    if verdict.is_ok() {
-        owed.extend_from_slice(bytes.get(passes..).unwrap_or_default());
-    }
-    flow.owe(&owed, due);
+    let passing = see(tap, bytes);
+    flow.keep(passing.behind(flow.leftover(), bytes));
     match flush(flow, receiver.as_fd(), tools) {
-        Ok(_) if verdict.is_err() => Outcome::Stopped,
+        Ok(_) if passing.stopped => Outcome::Stopped,
         Ok(_) => Outcome::Waiting,
         Err(_) => Outcome::ReceiverFailed,
     }
@@ -345,14 +322,8 @@ pub fn inject(flow: &mut Flow, bytes: &[u8], receiver: &OwnedFd) -> Result<(), E
     };
     flow.bytes += sent as u64;
     let rest = bytes.get(sent..).unwrap_or_default();
-    match flow.pending.as_deref() {
-        // A header that is not whole yet: it stays behind what is put before it.
-        Some(Pending::Copied(left)) if !left.held().is_empty() => {
-            let owed = [rest, left.held()].concat();
-            flow.owe(&owed, rest.len());
-        }
-        _ => flow.owe(rest, rest.len()),
-    }
+    // A header that is not whole yet stays behind what is put before it.
+    flow.keep(Leftover::put_before(flow.leftover(), rest));
     Ok(())
 }
 
@@ -389,7 +360,7 @@ fn flush(flow: &mut Flow, receiver: BorrowedFd<'_>, tools: &mut Tools) -> Result
             while !left.rest().is_empty() {
                 match copy::send(receiver, left.rest()) {
                     Ok(sent) => {
-                        left.sent += sent;
+                        left.took(sent);
                         flow.bytes += sent as u64;
                         tools.copied += sent as u64;
                     }

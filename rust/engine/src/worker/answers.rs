@@ -228,7 +228,7 @@ impl Worker {
 
     /// Whether the backend that this connection has is the one that the request under way belongs to.
     pub(super) fn still_belongs(&mut self, slot: u32) -> bool {
-        let entropy = self.entropy();
+        let (entropy, now) = (self.entropy(), self.now);
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return false;
         };
@@ -239,7 +239,7 @@ impl Worker {
         if opening.pool.planned.pool.policy != pybalancer_core::pool::Policy::Maglev {
             return opening.pool.takes(entry);
         }
-        super::opening::pick(opening, tunnel.peer.address(), entropy)
+        super::opening::pick(opening, tunnel.peer.address(), entropy, now)
             .is_some_and(|(_, picked)| Arc::ptr_eq(&picked, entry))
     }
 }

@@ -5,7 +5,7 @@
 
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
-use pybalancer_core::ws::close::{Farewell, Stream};
+use pybalancer_core::ws::close::{Culprit, Farewell, Partner, Stream};
 use pybalancer_core::ws::{close_frame, ping_frame};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
@@ -18,14 +18,6 @@ use crate::relay::{self, Flow};
 use crate::stats::field;
 use crate::tunnel::{Closing, Moment, Terms, Tunnel};
 
-/// Going away: the server is shutting down.
-pub(super) const GOING_AWAY: u16 = 1001;
-/// The peer broke the protocol.
-const PROTOCOL_ERROR: u16 = 1002;
-/// A message was too big to process.
-const TOO_BIG: u16 = 1009;
-/// A gateway got something from its server that it cannot use.
-const BAD_GATEWAY: u16 = 1014;
 /// Reads of a turn from a side whose words do not count any more.
 const DISCARDS: usize = 16;
 /// For answers to a Close, where the configuration says nothing.
@@ -34,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Worker {
     /// Begin to end a WebSocket: Close with `code` to the client, whose answer goes to the backend.
     pub(super) fn close_websocket(&mut self, slot: u32, code: u16, reason: Reason) {
-        self.begin_closing(slot, Some(code), None, reason, None);
+        self.close_until(slot, code, reason, None);
     }
 
     /// `from` sent what the rules do not let pass. What came before it has gone on.
@@ -44,25 +36,13 @@ impl Worker {
             return self.continue_closing(slot);
         }
         let limited = (self.tunnels.get(slot as usize)).is_some_and(|t| t.terms.max_message > 0);
-        // Without a limit it can only have been a length that is none.
-        let fault = if limited { TOO_BIG } else { PROTOCOL_ERROR };
-        let (to_client, to_backend) = match from {
-            Side::Client => (fault, GOING_AWAY),
-            Side::Backend => (BAD_GATEWAY, fault),
+        let culprit = match from {
+            Side::Client => Culprit::Client,
+            Side::Backend => Culprit::Backend,
         };
         let reason = Reason::MessageTooBig;
-        self.begin_closing(slot, Some(to_client), Some(to_backend), reason, None);
-        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
-            return;
-        };
-        if let Some(closing) = &mut tunnel.closing {
-            // The stream behind the frame that did not pass means nothing any more.
-            match from {
-                Side::Client => closing.farewell.client_mute = true,
-                Side::Backend => closing.farewell.backend_mute = true,
-            }
-        }
-        self.continue_closing(slot);
+        let farewell = |partner| Farewell::because_of(culprit, limited, partner);
+        self.begin_closing(slot, farewell, reason, None);
     }
 
     /// The same, where it may take until then before a frame ends and the Close can be sent.
@@ -73,7 +53,8 @@ impl Worker {
         reason: Reason,
         until: Option<Tick>,
     ) {
-        self.begin_closing(slot, Some(code), None, reason, until);
+        let farewell = |partner| Farewell::new(Some(code), None, partner);
+        self.begin_closing(slot, farewell, reason, until);
     }
 
     /// End this one's patience earlier.
@@ -89,8 +70,7 @@ impl Worker {
     fn begin_closing(
         &mut self,
         slot: u32,
-        to_client: Option<u16>,
-        to_backend: Option<u16>,
+        farewell: impl FnOnce(Partner) -> Farewell,
         reason: Reason,
         until: Option<Tick>,
     ) {
@@ -101,22 +81,26 @@ impl Worker {
         if tunnel.closing.is_some() || !tunnel.framed {
             return;
         }
+        let latest = tunnel.latest(now);
         let told = self.stop_reattaching(slot);
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
         // Without a backend there is the client alone.
         let alone = tunnel.backend.is_none();
+        let partner = match (alone, told) {
+            (true, _) => Partner::Absent,
+            (false, true) => Partner::Told,
+            (false, false) => Partner::There,
+        };
         tunnel.to_backend.done |= alone;
         let patience = patience(&tunnel.terms);
-        let until = until.unwrap_or_default().max(now + patience);
+        let mut until = until.unwrap_or_default().max(now + patience);
+        if let Some(latest) = latest {
+            until = until.min(latest);
+        }
         tunnel.closing = Some(Box::new(Closing {
-            farewell: Farewell {
-                to_client,
-                to_backend: to_backend.filter(|_| !alone && !told),
-                client_mute: alone || told,
-                backend_mute: alone,
-            },
+            farewell: farewell(partner),
             ended: [false, alone],
             reason,
             until,
@@ -197,7 +181,15 @@ impl Worker {
             Side::Backend => closing.farewell.backend_mute,
         };
         if flags.contains(EventFlags::ERR) {
-            return self.end(slot, reason, How::Abort);
+            let blocked = tunnel.to_client.blocked();
+            let heard_out = mute || closing.farewell.client_told() || blocked;
+            if side == Side::Backend && !heard_out && !self.drive(slot, side) {
+                return;
+            }
+            if side != Side::Backend || !self.outlives_backend(slot) {
+                self.end(slot, reason, How::Abort);
+            }
+            return;
         }
         if flags.intersects(EventFlags::OUT | EventFlags::HUP) {
             let (flow, socket) = match side {
@@ -223,8 +215,7 @@ impl Worker {
                 if let (true, Some(closing)) = (ended, &mut tunnel.closing) {
                     if tunnel.framed {
                         // It will answer no more.
-                        closing.farewell.to_backend =
-                            closing.farewell.to_backend.or(Some(GOING_AWAY));
+                        closing.farewell.answer_in_its_place();
                     }
                     self.note_ended(slot, side);
                 }
@@ -239,6 +230,33 @@ impl Worker {
             // Reported without end: out, until there is something to be done with it.
             self.watch(slot, side, Interest::UNWATCHED);
         }
+    }
+
+    /// The backend has broken off. That is no reason to break off a client that has been told, or can be:
+    /// a reset could overtake its Close. False if there is nothing to be said to it any more.
+    pub(super) fn outlives_backend(&mut self, slot: u32) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
+            return false;
+        };
+        let Some(closing) = tunnel.closing.as_mut().filter(|_| tunnel.framed) else {
+            return false;
+        };
+        let between = tunnel.from_backend.at_boundary() && !tunnel.to_client.blocked();
+        if tunnel.backend.is_none() || !between && !closing.farewell.client_told() {
+            return false;
+        }
+        closing.farewell.lose_backend();
+        closing.ended[Side::Backend as usize] = true;
+        tunnel.to_backend.release(&mut self.tools.pipes);
+        tunnel.to_backend.done = true;
+        // It stays that backend's in the books.
+        tunnel.backend = None;
+        tunnel.backend_interest = Interest::UNWATCHED;
+        tunnel.port = None;
+        self.sockets -= 1;
+        self.continue_closing(slot);
+        self.end_if_both_ended(slot);
+        true
     }
 
     /// Read and drop; false if that ended the tunnel.
@@ -324,7 +342,7 @@ impl Worker {
             if let Some(closing) =
                 (self.tunnels.get_mut(slot as usize)).and_then(|tunnel| tunnel.closing.as_mut())
             {
-                closing.farewell.to_backend = Some(GOING_AWAY);
+                closing.farewell.answer_in_its_place();
             }
             self.continue_closing(slot);
         }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use pybalancer_core::endpoint::Endpoint;
 
-use super::closing::GOING_AWAY;
 use super::{Listening, Worker};
 use crate::engine::RETIREMENT;
 use crate::exchange::Exchange;
@@ -19,6 +18,7 @@ use crate::tunnel::Phase;
 use crate::worker::ending::How;
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
+use pybalancer_core::ws::close::GOING_AWAY;
 
 impl Worker {
     pub(super) fn on_command(&mut self) -> io::Result<()> {

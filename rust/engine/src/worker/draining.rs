@@ -5,13 +5,14 @@
 //! must not lie. Whoever is still there at the deadline is cut. Where it is backends that shall have less, a
 //! WebSocket that can goes on at another one ([`leaving`](super::leaving)), and its client is told nothing.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pybalancer_core::pool::{Draw, Policy};
+use pybalancer_core::drain::{Duty, Queue, Standing, Turn};
+use pybalancer_core::pool::Draw;
 use pybalancer_core::record::Reason;
+use pybalancer_core::shed::Quota;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::close::Farewell;
 use rustix::io::Errno;
@@ -20,28 +21,22 @@ use rustix::net::{RecvFlags, Shutdown};
 use super::Worker;
 use super::ending::How;
 use crate::deployment::DeployedPool;
-use crate::drains::{Kind, Order, Scope};
+use crate::drains::{FAREWELL, Kind, Order, Scope};
 use crate::poller::Side;
 use crate::tunnel::{Closing, Phase, Tunnel, milliseconds};
 
-/// Tunnels looked at for one that can be told at once, before one is told that cannot.
-const LOOKS: usize = 16;
-/// Turns are not shorter than this: a drain of millions wakes nobody for each of them. Less than what
-/// the pace lets a worker make up for.
-const STRIDE: Duration = Duration::from_millis(1);
-/// When none can be told in this moment, they are looked at again after this time.
-const AGAIN: Duration = Duration::from_millis(10);
+/// Whether tunnels are frozen still is looked at after this time.
+const THAWED: Duration = Duration::from_millis(10);
+
 /// A plain stream is ended when nothing has passed for this long: what the backend is saying comes in
 /// pieces, and the pause between two of them is no end. Less as the deadline comes near.
 const QUIET_MS: u32 = 100;
-/// How long those who are cut may take to read why.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// An order, and this worker's part of it.
 pub(super) struct Draining {
     order: Arc<Order>,
     /// Tunnels not told yet, by slot and generation.
-    waiting: VecDeque<(u32, u32)>,
+    waiting: Queue<(u32, u32)>,
 }
 
 /// What came of telling one tunnel to go.
@@ -75,19 +70,14 @@ impl Worker {
                 let may_go = tunnel.closing.is_none() && self.is_misplaced(slot, part, &order);
                 let quota = order.quotas.get(part).filter(|_| may_go);
                 let Some(quota) = quota else { continue };
-                quota.found.fetch_add(1, Ordering::Relaxed);
+                quota.find();
             }
             waiting.push((slot, generation));
         }
         if order.counts_only {
             return order.finish();
         }
-        // In no order that anybody could know: neighbours in the table came at the same time.
-        for at in (1..waiting.len()).rev() {
-            let other = (self.entropy() % (at as u64 + 1)) as usize;
-            waiting.swap(at, other);
-        }
-        let waiting = waiting.into();
+        let waiting = Queue::new(waiting, || self.entropy());
         self.drains.push(Draining { order, waiting });
         self.advance_drains();
     }
@@ -124,7 +114,7 @@ impl Worker {
                 continue;
             }
             if order.kind != Kind::Shed && !order.cancelled() && order.concerns(tunnel).is_some() {
-                draining.waiting.push_back(place);
+                draining.waiting.join(place);
                 self.drain_at = Some(self.now);
             }
         }
@@ -143,7 +133,7 @@ impl Worker {
                 && let Some(part) = order.concerns(tunnel)
                 && self.is_misplaced(slot, part, order)
             {
-                draining.waiting.push_back(place);
+                draining.waiting.join(place);
             }
         }
         self.drains = drains;
@@ -153,7 +143,7 @@ impl Worker {
     pub(super) fn advance_drains(&mut self) {
         if self.is_frozen() {
             // They are neither here nor gone: nobody is told, or cut, or missed, before that is decided.
-            self.drain_at = Some(self.now + AGAIN);
+            self.drain_at = Some(self.now + THAWED);
             return;
         }
         self.drain_at = None;
@@ -171,39 +161,41 @@ impl Worker {
     /// False once there is nothing more to do for it.
     fn advance_drain(&mut self, draining: &mut Draining) -> bool {
         let order = Arc::clone(&draining.order);
-        if order.cancelled() {
-            return false;
-        }
         let now = self.now;
-        let deadline = order.deadline();
-        if deadline.is_some_and(|deadline| deadline <= now) {
-            self.cut(&order);
-            order.finish();
-            return false;
+        match order.course().duty(now) {
+            Duty::Nothing => return false,
+            Duty::Cut => {
+                self.cut(&order);
+                order.finish();
+                return false;
+            }
+            Duty::Tell => {}
         }
-        let mut again = None;
-        while again.is_none() && !draining.waiting.is_empty() {
-            let Some((slot, generation)) = self.next_to_go(draining) else {
-                again = (!draining.waiting.is_empty()).then(|| now + AGAIN);
-                break;
+        let again = loop {
+            let draw = self.entropy();
+            let tunnels = &self.tunnels;
+            let look = |(slot, generation): (u32, u32)| {
+                let tunnel = tunnels.get(slot as usize);
+                let tunnel = tunnel.filter(|tunnel| tunnel.generation == generation);
+                tunnel.map_or(Standing::Gone, |tunnel| standing(tunnel, &order, now))
             };
-            if let Err(at) = order.admit(now, self.entropy()) {
-                draining.waiting.push_front((slot, generation));
-                again = Some(at.max(now + STRIDE));
-                break;
+            let admit = || order.course().admit(now, draw);
+            match draining.waiting.next(now, look, admit) {
+                Turn::Tell((slot, generation)) => match self.send_off(slot, &order) {
+                    Sent::Closed => {
+                        order.closed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // Counted when it arrives.
+                    Sent::Moved => {}
+                    Sent::NotNow => {
+                        break Some(draining.waiting.put_back((slot, generation), now));
+                    }
+                },
+                Turn::Wait(at) => break Some(at),
+                Turn::Empty => break None,
             }
-            match self.send_off(slot, &order) {
-                Sent::Closed => {
-                    order.closed.fetch_add(1, Ordering::Relaxed);
-                }
-                // Counted when it arrives.
-                Sent::Moved => {}
-                Sent::NotNow => {
-                    draining.waiting.push_back((slot, generation));
-                    again = Some(now + AGAIN);
-                }
-            }
-        }
+        };
+        let deadline = order.deadline();
         if deadline.is_none() && draining.waiting.is_empty() {
             order.finish();
             return false;
@@ -213,53 +205,20 @@ impl Worker {
         true
     }
 
-    /// The next tunnel that is still there and not on its way: rather one that can be told at once. None if
-    /// none is left, or none can be told in this moment.
-    fn next_to_go(&mut self, draining: &mut Draining) -> Option<(u32, u32)> {
-        let (mut looks, now) = (0, self.now);
-        let most = LOOKS.min(draining.waiting.len());
-        let deadline = draining.order.deadline();
-        while let Some((slot, generation)) = draining.waiting.pop_front() {
-            let tunnel = self.tunnels.get(slot as usize);
-            let Some(tunnel) = tunnel.filter(|tunnel| tunnel.generation == generation) else {
-                continue;
-            };
-            if tunnel.closing.is_some()
-                || draining.order.moves() && has_left(tunnel, &draining.order)
-            {
-                continue;
-            }
-            if draining.order.kind == Kind::Shed && !is_wanted(&draining.order, tunnel) {
-                continue;
-            }
-            let between = if tunnel.framed {
-                tunnel.from_backend.at_boundary()
-            } else {
-                is_quiet(tunnel, now, deadline)
-            };
-            if between && !tunnel.to_client.blocked() {
-                return Some((slot, generation));
-            }
-            looks += 1;
-            if looks >= most && tunnel.framed {
-                // The Close waits at the end of its frame.
-                return Some((slot, generation));
-            }
-            draining.waiting.push_back((slot, generation));
-            if looks >= most {
-                return None;
-            }
-        }
-        None
-    }
-
     /// Tell one tunnel to go.
     fn send_off(&mut self, slot: u32, order: &Arc<Order>) -> Sent {
         let Some(tunnel) = self.tunnels.get(slot as usize) else {
             return Sent::Closed;
         };
-        let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
-        if order.kind == Kind::Shed && !quota.is_some_and(|quota| take(&quota.left)) {
+        let part = order.concerns(tunnel);
+        let quota = part.and_then(|part| order.quotas.get(part));
+        if order.kind == Kind::Shed
+            && !part.is_some_and(|part| self.is_misplaced(slot, part, order))
+        {
+            // Places have changed since it was counted.
+            return Sent::Moved;
+        }
+        if order.kind == Kind::Shed && !quota.is_some_and(Quota::take) {
             // Another worker took the last one.
             return Sent::Moved;
         }
@@ -278,7 +237,7 @@ impl Worker {
             return Sent::Closed;
         }
         if let Some(quota) = quota {
-            quota.left.fetch_add(1, Ordering::Relaxed);
+            quota.give_back();
         }
         Sent::NotNow
     }
@@ -350,7 +309,8 @@ impl Worker {
                 self.redirect(slot);
                 continue;
             }
-            if order.moves() && self.leave_for(slot, order, Some(self.now + FAREWELL)) {
+            // Who cannot go on then has the other half to read why.
+            if order.moves() && self.leave_for(slot, order, Some(self.now + FAREWELL / 2)) {
                 continue;
             }
             order.cut.fetch_add(1, Ordering::Relaxed);
@@ -387,16 +347,13 @@ impl Worker {
             pools.find(|pool| pool.planned.pool.name == entry.pool)
         });
         let Some(deployed) = pool else { return false };
-        if deployed.planned.pool.policy != Policy::Maglev {
-            return true;
-        }
         let draw = Draw {
             hash: tunnel.hash,
             entropy,
         };
         let load = |index: usize| deployed.load(index);
-        let picked = deployed.planned.pool.pick(draw, load, &[]);
-        picked.is_some_and(|index| !is_of(deployed, index, entry))
+        let here = |index: u16| is_of(deployed, index, entry);
+        (deployed.planned.pool).is_misplaced(draw, load, here)
     }
 
     /// A panic has ended every tunnel: there is nothing left to be told.
@@ -405,6 +362,27 @@ impl Worker {
         for draining in self.drains.drain(..) {
             draining.order.finish();
         }
+    }
+}
+
+/// What a drain can do with a tunnel now.
+fn standing(tunnel: &Tunnel, order: &Order, now: Tick) -> Standing {
+    if tunnel.closing.is_some()
+        || order.moves() && has_left(tunnel, order)
+        || order.kind == Kind::Shed && !is_wanted(order, tunnel)
+    {
+        return Standing::Gone;
+    }
+    let between = if tunnel.framed {
+        tunnel.from_backend.at_boundary()
+    } else {
+        is_quiet(tunnel, now, order.deadline())
+    };
+    match between && !tunnel.to_client.blocked() {
+        true => Standing::Ready,
+        // The Close waits at the end of its frame.
+        false if tunnel.framed => Standing::Later,
+        false => Standing::Busy,
     }
 }
 
@@ -426,12 +404,5 @@ fn is_quiet(tunnel: &Tunnel, now: Tick, deadline: Option<Tick>) -> bool {
 
 fn is_wanted(order: &Order, tunnel: &Tunnel) -> bool {
     let quota = (order.concerns(tunnel)).and_then(|part| order.quotas.get(part));
-    quota.is_some_and(|quota| quota.left.load(Ordering::Relaxed) > 0)
-}
-
-/// Take one, if there is one.
-fn take(left: &AtomicU32) -> bool {
-    let one_less = |left: u32| left.checked_sub(1);
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
-        .is_ok()
+    quota.is_some_and(|quota| quota.left() > 0)
 }

@@ -184,15 +184,20 @@ impl Worker {
         let Some(opening) = &mut tunnel.opening else {
             return;
         };
-        let inflight = (opening.exchange.as_mut()).and_then(|exchange| exchange.inflight.as_mut());
-        let Some(inflight) = inflight else { return };
+        let Some(exchange) = &mut opening.exchange else {
+            return;
+        };
+        let blamed = exchange.blamed.take();
+        let Some(inflight) = &mut exchange.inflight else {
+            return;
+        };
         let line = Line {
             unix_ns: unix_ns(),
             listener: Arc::clone(&tunnel.terms.listener),
             client: tunnel.peer.address(),
             proxied_by,
             pool: Arc::clone(&opening.pool.planned.pool.name),
-            backend: tunnel.entry.clone(),
+            backend: tunnel.entry.clone().or(blamed),
             connect_ns: None,
             duration_ns: self.now.since(inflight.began).as_nanos() as u64,
             to_backend: tunnel.to_backend.bytes - inflight.before.0,

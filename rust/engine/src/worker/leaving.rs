@@ -58,10 +58,12 @@ impl Worker {
         }
         if let Some(recall) = &mut tunnel.recall {
             recall.order.get_or_insert_with(|| Arc::clone(order));
+            let deadlines = [recall.deadline, order.deadline()];
+            recall.deadline = deadlines.into_iter().flatten().min();
         }
         if !self.leave_backend(slot) {
             if let Some(recall) = self.recall_mut(slot) {
-                recall.order = None;
+                (recall.order, recall.deadline) = (None, None);
             }
             return false;
         }
@@ -181,6 +183,14 @@ impl Worker {
             self.counters
                 .backend(entry.index(), field!(BackendSlot, resets), 1);
         }
+        let said_all = |tunnel: &Tunnel| {
+            // One that has had, or said, its last goes nowhere else.
+            let closed = tunnel.from_client.closed().or(tunnel.from_backend.closed());
+            closed.is_some() && tunnel.leaving().is_none()
+        };
+        if (self.tunnels.get(slot as usize)).is_none_or(said_all) {
+            return false;
+        }
         self.begin_leaving(slot);
         let tunnel = self.tunnels.get_mut(slot as usize);
         if let Some(leaving) = tunnel.and_then(Tunnel::leaving_mut) {
@@ -203,7 +213,7 @@ impl Worker {
                 return;
             };
             if tunnel.from_backend.closed().is_some() {
-                // That one was for the client: it is over, and nobody else is asked.
+                // Before it is heard out: that one was for the client, and nobody else is asked.
                 return self.stay(slot);
             }
             let late = now >= leaving.until;
@@ -243,6 +253,7 @@ impl Worker {
                     }
                 }
                 Next::Detach => return self.detach(slot),
+                Next::Over => return self.stay(slot),
                 Next::Fail => return self.fail_reattach(slot),
                 Next::Abort => {
                     self.count_reattach_failed(slot);
@@ -324,6 +335,7 @@ impl Worker {
     /// The client has ended before its stream came to a boundary, or the backend has closed it for reasons of
     /// its own: there is nothing to go on with.
     fn stay(&mut self, slot: u32) {
+        let now = self.now;
         let Some(tunnel) = self.tunnels.get_mut(slot as usize) else {
             return;
         };
@@ -341,6 +353,9 @@ impl Worker {
             // The backend has had its Close, and the client has one: it is the client's answer that is left.
             (false, Some(code)) => {
                 recall.leaving = told;
+                if let Some(order) = recall.order.take() {
+                    order.lost(now);
+                }
                 self.close_websocket(slot, code, Reason::Finished);
             }
         }
@@ -348,11 +363,16 @@ impl Worker {
 
     /// It cannot go on, and its client is told so.
     pub(super) fn fail_reattach(&mut self, slot: u32) {
+        let now = self.now;
+        let latest = (self.tunnels.get(slot as usize)).and_then(|tunnel| tunnel.latest(now));
         self.count_reattach_failed(slot);
         let polite = (self.tunnels.get(slot as usize))
             .is_some_and(|tunnel| tunnel.from_backend.at_boundary() && !tunnel.to_client.eof);
         if polite {
             self.close_websocket(slot, SERVICE_RESTART, Reason::ReattachFailed);
+            if let Some(latest) = latest {
+                self.hurry(slot, latest);
+            }
         } else {
             self.end(slot, Reason::ReattachFailed, How::Abort);
         }

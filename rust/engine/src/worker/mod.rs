@@ -7,7 +7,7 @@
 //! The parts: [`accept`](self::accept) admits connections, [`opening`] finds them a backend,
 //! [`relaying`] moves their bytes, [`ending`] closes the books, [`commands`] obeys the engine, [`draining`] tells tunnels to go. In mode
 //! "websocket" [`requests`] reads what clients ask for, [`pacing`] holds back storms, [`responses`]
-//! brings the answers, [`answers`] gives those that are ours, [`closing`] ends WebSockets politely. When
+//! brings the answers, [`answers`] gives those that are ours, [`directing`] tells clients where to go instead, [`closing`] ends WebSockets politely. When
 //! another process takes over, [`handing`] gives it what stands, and its own workers take it by [`adopting`].
 //! Those that go on elsewhere when their backend goes away leave it in [`leaving`], and find the next in
 //! [`reattaching`].
@@ -17,6 +17,7 @@ mod adopting;
 mod answers;
 mod closing;
 mod commands;
+mod directing;
 mod draining;
 mod ending;
 mod failures;
@@ -43,6 +44,7 @@ use std::time::Duration;
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
 use pybalancer_core::timers::Wheel;
+use pybalancer_core::ws::close::GOING_AWAY;
 use slab::Slab;
 
 use crate::clock::Clock;
@@ -358,7 +360,7 @@ impl Worker {
         let framed = |slot: &u32| self.tunnels.get(*slot as usize).is_some_and(|t| t.framed);
         let slots: Vec<u32> = self.slots().into_iter().filter(framed).collect();
         for slot in &slots {
-            self.close_websocket(*slot, closing::GOING_AWAY, Reason::Shutdown);
+            self.close_websocket(*slot, GOING_AWAY, Reason::Shutdown);
         }
         self.finish_at = Some(self.now + GOODBYE);
         !slots.is_empty()

@@ -16,6 +16,7 @@ use pybalancer_core::pool::{Draw, Policy};
 use pybalancer_core::proxy::{self, Origin, Parsed};
 use pybalancer_core::record::Reason;
 use pybalancer_core::route::key_hash;
+use pybalancer_core::time::Tick;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, sockopt};
 
@@ -284,7 +285,7 @@ impl Worker {
             let picked = if tunnel.tries >= dialing.tries || passed_over {
                 None
             } else {
-                pick(opening, tunnel.peer.address(), entropy)
+                pick(opening, tunnel.peer.address(), entropy, self.now)
             };
             let Some((index, entry)) = picked else {
                 if opening
@@ -559,9 +560,9 @@ pub(super) fn pick(
     opening: &mut Opening,
     client: Option<SocketAddr>,
     entropy: u64,
+    now: Tick,
 ) -> Option<(u16, Arc<BackendEntry>)> {
-    let deployed = Arc::clone(&opening.pool);
-    let front = Arc::clone(&opening.front);
+    let (deployed, front) = (Arc::clone(&opening.pool), Arc::clone(&opening.front));
     let tried = &opening.tried;
     let pool = &deployed.planned.pool;
     let tried: Vec<u16> = if tried.is_empty() {
@@ -591,10 +592,9 @@ pub(super) fn pick(
         .hash
         .get_or_insert_with(|| key_hash(&pool.key, &front.hasher, client, None, entropy));
     let entropy = match pool.policy {
-        Policy::RoundRobin if tried.is_empty() => deployed.turn.fetch_add(1, Ordering::Relaxed),
-        Policy::RoundRobin => deployed.turn.load(Ordering::Relaxed),
+        Policy::RoundRobin => deployed.next_turn(tried.is_empty()),
         _ => entropy,
     };
     let draw = Draw { hash, entropy };
-    chosen(pool.pick(draw, |index| deployed.load(index), &tried)?)
+    chosen(pool.pick_by(draw, |index| deployed.load_at(index, now), &tried)?)
 }

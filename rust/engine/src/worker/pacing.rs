@@ -14,7 +14,8 @@ use crate::registry::ListenerEntry;
 use crate::stats::field;
 use crate::tunnel::{Opening, Phase};
 
-const FULL: &str = "too many handshakes at once";
+/// Why a client finds no room.
+pub(super) const FULL: &str = "too many handshakes at once";
 
 impl Worker {
     /// A handshake has come: now, in a while, or not at all.

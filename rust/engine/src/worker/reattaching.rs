@@ -17,8 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pybalancer_core::http::Scanner;
-use pybalancer_core::reattach::{Journey, Words};
+use pybalancer_core::reattach::{Hearing, Journey, Words};
 use pybalancer_core::record::Reason;
 use pybalancer_core::time::Tick;
 use pybalancer_core::ws::{Rules, close_frame};
@@ -104,8 +103,7 @@ impl Worker {
             away: Some(Box::new(Away {
                 journey: Journey::new(&rules, now),
                 words: Words::default(),
-                answer: Vec::new(),
-                scanner: Scanner::default(),
+                answer: Hearing::default(),
                 until: None,
                 asks: false,
             })),

@@ -221,6 +221,12 @@ impl Worker {
                 }
                 self.watch_wanted(slot)
             }
+            Outcome::SenderFailed if from == Side::Backend && self.outlives_backend(slot) => {
+                self.tunnels.contains(slot as usize)
+            }
+            Outcome::ReceiverFailed if from == Side::Client && self.outlives_backend(slot) => {
+                self.tunnels.contains(slot as usize)
+            }
             Outcome::SenderFailed | Outcome::Ended => {
                 self.end(slot, from.reset(), How::Abort);
                 false

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use pybalancer_core::cookie;
+use pybalancer_core::directory::Action;
 use pybalancer_core::http::{
     self, Body, Edits, Forwarded, Framing, Refusal, Request, Scanner, Upgrade,
 };
@@ -19,6 +20,7 @@ use rustix::net::RecvFlags;
 
 use super::Worker;
 use super::ending::How;
+use crate::asking::{self, Asking};
 use crate::deployment::{DeployedPool, Deployment, Front};
 use crate::exchange::{Exchange, Inflight, Sticky};
 use crate::log::RequestLine;
@@ -35,6 +37,8 @@ struct Decided {
     /// Bytes of its head.
     consumed: usize,
     handshake: bool,
+    /// It goes to no backend: this is what it asks of us.
+    asking: Option<Asking>,
 }
 
 /// What cannot go on, and what the client is told.
@@ -221,6 +225,9 @@ impl Worker {
             field!(ListenerSlot, requests)
         };
         self.counters.listener(listener, counter, 1);
+        if let Some(asking) = decided.asking {
+            return self.answer_asking(slot, asking);
+        }
         if decided.handshake {
             // A connection that has carried requests carries no tunnel.
             self.drop_backend(slot);
@@ -355,6 +362,21 @@ fn decide(
         query: request.query,
         fields: request.fields,
     };
+    // What has come of the body already must be one, before anybody hears of this request.
+    let body = Body::new(request.body);
+    if request.body == Framing::Chunked {
+        assemble(&mut body.clone(), behind, &mut Vec::new())?;
+    }
+    if let Some(asking) = asking::script(web, &request) {
+        return Ok(Decided {
+            inflight: begun(&request, body, 0, line(&"client.js".into()), asker.now),
+            pool: Arc::clone(&front.pool),
+            hash: 0,
+            consumed: length,
+            handshake: false,
+            asking: Some(asking),
+        });
+    }
     let found = (web.routes.iter().zip(&front.routes).enumerate())
         .find(|(_, (route, _))| route.matching.matches(&facts));
     let Some((index, (route, branch))) = found else {
@@ -365,27 +387,44 @@ fn decide(
         Upgrade::WebSocket { key } => Some(accept_key(key)),
         Upgrade::No => None,
     };
-    if accept.is_some() && !origin_allowed(route, &request) {
-        let why = "this origin may not open WebSockets here";
+    let told = (route.direct.as_ref()).is_some_and(|direct| direct.action == Action::Directory);
+    if (accept.is_some() || told) && !origin_allowed(route, &request) {
+        let why = match told {
+            true => "this origin may not ask here",
+            false => "this origin may not open WebSockets here",
+        };
         return Err(denied(403, why, Reason::OriginRefused, &route.name));
-    }
-    // What has come of the body already must be one, before anybody hears of this request.
-    let body = Body::new(request.body);
-    if request.body == Framing::Chunked {
-        assemble(&mut body.clone(), behind, &mut Vec::new())?;
     }
     let pool = &branch.pool;
     let key = route.key.as_ref().unwrap_or(&pool.planned.pool.key);
     let random = asker.entropy[0];
-    let hash = key_hash(key, &front.hasher, asker.address, Some(&facts), random);
-    let sticky = sticky(front, pool, key, &facts);
-    let line = line(&route.name);
-    let mut out = Vec::with_capacity(length + 256);
     let stripped = route.strip_prefix.as_deref().and_then(|prefix| {
         let rest = strip(request.target, prefix)?;
         let slash = if rest.starts_with('/') { "" } else { "/" };
         Some(format!("{slash}{rest}"))
     });
+    let target = stripped.as_deref().unwrap_or(request.target);
+    let asked = asking::place(route, &request, target, accept.is_some());
+    // Who is sent elsewhere has the key of the request that will be made there.
+    let facts = asked.as_ref().map_or(facts, |asked| asked.facts(&facts));
+    let hash = key_hash(key, &front.hasher, asker.address, Some(&facts), random);
+    let sticky = sticky(front, pool, key, &facts);
+    let line = line(&route.name);
+    let mut inflight = begun(&request, body, index, line, asker.now);
+    inflight.sticky = sticky;
+    inflight.keep_alive &= accept.is_none();
+    let decided = |inflight: Box<Inflight>, asking| Decided {
+        inflight,
+        pool: Arc::clone(pool),
+        hash,
+        consumed: length,
+        handshake: accept.is_some(),
+        asking,
+    };
+    if let Some(asked) = asked {
+        return Ok(decided(inflight, Some(Asking::Place(asked))));
+    }
+    let mut out = Vec::with_capacity(length + 256);
     let edits = Edits {
         target: stripped.as_deref(),
         set: &route.request.set,
@@ -403,50 +442,52 @@ fn decide(
         out = reattach::without_takeover(&out);
     }
     let safe = matches!(request.method, "GET" | "HEAD" | "OPTIONS");
-    Ok(Decided {
-        inflight: Box::new(Inflight {
-            route: index,
-            head: out,
-            repeatable: safe && request.body == Framing::None && accept.is_none(),
-            body,
-            answer: Vec::new(),
-            scanner: Scanner::default(),
-            behind: false,
-            response: None,
-            until_close: false,
-            accept,
-            to_head,
-            minor: request.minor,
-            keep_alive: request.keep_alive && accept.is_none(),
-            backend_stays: false,
-            unasked: request.expects_continue,
-            reused: false,
-            broken: false,
-            sticky,
-            resumable: resumes.then(|| id.as_str().into()),
-            agreed: None,
-            line,
-            began: asker.now,
-            moved: asker.now,
-            before: (0, 0),
-        }),
-        pool: Arc::clone(pool),
-        hash,
-        consumed: length,
-        handshake: accept.is_some(),
+    inflight.head = out;
+    inflight.repeatable = safe && request.body == Framing::None && accept.is_none();
+    inflight.accept = accept;
+    inflight.resumable = resumes.then(|| id.as_str().into());
+    Ok(decided(inflight, None))
+}
+
+/// A request that was understood, before it is known what becomes of it.
+fn begun(
+    request: &Request<'_, '_>,
+    body: Body,
+    route: usize,
+    line: Option<Box<RequestLine>>,
+    now: Tick,
+) -> Box<Inflight> {
+    Box::new(Inflight {
+        route,
+        head: Vec::new(),
+        repeatable: false,
+        body,
+        answer: Vec::new(),
+        scanner: Scanner::default(),
+        behind: false,
+        response: None,
+        until_close: false,
+        accept: None,
+        to_head: request.method == "HEAD",
+        minor: request.minor,
+        keep_alive: request.keep_alive,
+        backend_stays: false,
+        unasked: request.expects_continue,
+        reused: false,
+        broken: false,
+        sticky: None,
+        resumable: None,
+        agreed: None,
+        line,
+        began: now,
+        moved: now,
+        before: (0, 0),
     })
 }
 
-/// Whether a handshake may come from this page. Who is no browser sends no Origin, and is no danger:
-/// what an allow-list is against is a foreign page using a browser's cookies.
+/// Whether a handshake, or a question to a directory, may come from this page.
 fn origin_allowed(route: &Route, request: &Request<'_, '_>) -> bool {
-    let mut fields = request.fields.iter();
-    route.origins.is_empty()
-        || fields.all(|field| {
-            let mut allowed = route.origins.iter();
-            !field.name.eq_ignore_ascii_case("origin")
-                || allowed.any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(field.value))
-        })
+    route.origins.is_empty() || asking::listed(route, request)
 }
 
 /// Whether a connection is open and nothing has come on it.

@@ -2,8 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use pybalancer_core::http::{self, Scanner};
-use pybalancer_core::reattach::{Answer, repeated};
+use pybalancer_core::reattach::{Hearing, Judged, repeated};
 use pybalancer_core::record::Reason;
 use pybalancer_core::ws::Rules;
 use rustix::io::Errno;
@@ -20,18 +19,6 @@ use crate::tunnel::{Moment, Phase, Tunnel};
 const SIP: usize = 16 * 1024;
 /// Pieces of an answer that are looked at in a turn.
 const PIECES: usize = 16;
-
-/// What the backend's answer came to.
-enum Judged {
-    /// More of it has to come.
-    Incomplete,
-    /// It goes on here, behind so many bytes.
-    Agreed(usize),
-    /// Not here.
-    Again(&'static str),
-    /// Nowhere.
-    Never,
-}
 
 impl Worker {
     /// A backend is there: repeat the handshake.
@@ -54,8 +41,7 @@ impl Worker {
         };
         let previous = recall.left.as_ref().map_or("", |entry| &*entry.name);
         let head = repeated(&recall.head, &recall.id, previous, attempt);
-        away.answer.clear();
-        away.scanner = Scanner::default();
+        away.answer = Hearing::default();
         away.until = (!timeout.is_zero()).then(|| now + timeout);
         opening.phase = Phase::Resuming;
         let before = tunnel.to_backend.bytes;
@@ -155,14 +141,14 @@ impl Worker {
         };
         let web = opening.front.listener.web.as_ref().ok_or(())?;
         let away = opening.away.as_mut().ok_or(())?;
-        let room = (web.limits.head + 1).saturating_sub(away.answer.len());
+        let room = away.answer.room(&web.limits);
         let window = self.tools.scratch.get_mut(..room.clamp(1, SIP));
         let window = window.unwrap_or_default();
         match rustix::net::recv(backend, &mut *window, RecvFlags::empty()) {
             Ok((_, 0)) => Err(()),
             Ok((_, got)) => {
                 let said = window.get(..got).unwrap_or_default();
-                away.answer.extend_from_slice(said);
+                away.answer.hear(said);
                 Ok(true)
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
@@ -183,30 +169,7 @@ impl Worker {
         let (Some(web), Some(away)) = (&opening.front.listener.web, &mut opening.away) else {
             return Judged::Never;
         };
-        loop {
-            let length = match away.scanner.scan(&away.answer, &web.limits) {
-                Ok(Some(length)) => length,
-                Ok(None) => return Judged::Incomplete,
-                Err(refusal) => return Judged::Again(refusal.why),
-            };
-            let head = away.answer.get(..length).unwrap_or_default();
-            let mut storage = http::storage();
-            let response = match http::parse_response(head, false, &mut storage, &web.limits) {
-                Ok(response) => response,
-                Err(refusal) => return Judged::Again(refusal.why),
-            };
-            if (100..=199).contains(&response.status) && response.status != 101 {
-                // An interim one is for a client that waits for it; this one knows nothing of it.
-                away.answer.drain(..length);
-                away.scanner = Scanner::default();
-                continue;
-            }
-            return match recall.agreed.judge(&response) {
-                Answer::Agreed => Judged::Agreed(length),
-                Answer::Again(why) => Judged::Again(why),
-                Answer::Never(_) => Judged::Never,
-            };
-        }
+        away.answer.judge(&recall.agreed, &web.limits)
     }
 
     /// The handshake was answered as the first time: from here on its frames are relayed.
@@ -221,6 +184,7 @@ impl Worker {
             return;
         };
         recall.left = None;
+        recall.deadline = None;
         recall.moved = recall.moved.saturating_add(1);
         tunnel.active = Moment::of(self.now);
         let listener = tunnel.terms.listener.index();
@@ -237,7 +201,7 @@ impl Worker {
             max_message: tunnel.terms.max_message,
         };
         let words = away.words.into_bytes();
-        let early = away.answer.get(consumed..).unwrap_or_default();
+        let early = away.answer.behind(consumed);
         let parts = [
             (
                 Side::Backend,

@@ -44,6 +44,7 @@ impl Worker {
                 leaving: None,
                 left: None,
                 order: None,
+                deadline: None,
             }));
         }
         if let Some(line) = inflight.line.take() {

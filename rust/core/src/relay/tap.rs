@@ -1,6 +1,6 @@
 //! Who looks at what passes.
 
-use pybalancer_core::ws::{Rules, Tracker};
+use crate::ws::{Rules, Tracker};
 
 /// Sees a direction's bytes in their order, before they are passed on.
 pub trait Tap {

@@ -1,7 +1,7 @@
 //! The tap on a WebSocket that may go on at another backend.
 
-use pybalancer_core::reattach::{Halt, Watch, look};
-use pybalancer_core::ws::{Rules, Tracker};
+use crate::reattach::{Halt, Watch, look};
+use crate::ws::{Rules, Tracker};
 
 use super::Tap;
 
@@ -50,12 +50,36 @@ impl Tap for Resumable<'_> {
     }
 
     fn passes_end(&self) -> bool {
-        // After a Close that is for the receiver too, so is the end.
+        // Behind a Close that has passed there is nothing to go on with.
         self.ends || self.tracker.closed().is_some()
     }
 
     fn refused(&mut self) -> bool {
         *self.tracker = self.before;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::close_frame;
+
+    #[test]
+    fn an_end_behind_a_close_is_passed_on() {
+        for (code, passes) in [(1000, true), (1011, true), (1001, false), (1012, false)] {
+            let mut tracker = Tracker::default();
+            let mut tap = Resumable {
+                before: tracker,
+                tracker: &mut tracker,
+                rules: Rules::default(),
+                watch: Watch::on_backend(None),
+                ends: false,
+                halt: None,
+            };
+            assert!(!tap.passes_end());
+            let _ = tap.see(close_frame(code, "", None).as_slice());
+            assert_eq!(tap.passes_end(), passes, "{code}");
+        }
     }
 }

@@ -4,7 +4,15 @@
 //! and never more of them than the cap in any second. One number holds the state, when the next close
 //! is due, so it fits an atomic that many workers share.
 
+mod cap;
+mod course;
+mod queue;
+
 use core::time::Duration;
+
+pub use cap::Cap;
+pub use course::{Course, Duty};
+pub use queue::{Queue, Standing, Turn};
 
 use crate::time::Tick;
 
