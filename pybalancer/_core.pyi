@@ -554,7 +554,7 @@ class PacketRows:
     @property
     def size(self) -> int: ...
     def row(self, slot: int) -> tuple[int, ...]:
-        """Four ids: the owner, then former ones; 0 is nobody. IndexError beyond the table."""
+        """Six ids: the owner, then former ones; 0 is nobody. IndexError beyond the table."""
     def moved(self) -> int:
         """Slots whose owner is not that of the former generation; 0 without one."""
 

@@ -18,7 +18,7 @@ from tests.model.packet import after
 
 SECRET, SIZE = bytes(range(16)), 65537
 STEPS = (24, 30, 22)
-MOST_HOPS = 4
+MOST_HOPS = 6
 DIRECTORS = 3
 NUMBERS = Numbers({f"host-{number}": number for number in range(1, 31)})
 
@@ -44,7 +44,7 @@ class Machine:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.history = History()
-        self.row: Callable[[int], tuple[int, ...]] = lambda _: (0, 0, 0, 0)
+        self.row: Callable[[int], tuple[int, ...]] = lambda _: (0, 0, 0, 0, 0, 0)
 
     def apply(self, newest: Generation) -> None:
         host = f"host-{self.number}"

@@ -49,7 +49,7 @@ export interface Options {
   request?: RequestInit;
   /**
    * Whether not to come back after this. `code` is a Close code, or below 1000 the status of the directory's answer (0:
-   * it cannot be reached); `usual` is what `isFinal` says.
+   * it cannot be reached); `usual` is what `isFinal` says. What it throws ends it.
    */
   final?: (code: number, reason: string, usual: boolean) => boolean;
   /** Heed whether the page is hidden and the browser offline. Default true. */
@@ -88,7 +88,7 @@ export interface ReconnectingSocketEventMap extends WebSocketEventMap {
 
 /**
  * `open` comes for every connection that opens, `close` once: when it is over for good. In between `readyState` is
- * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean.
+ * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean, unless `close()` was called.
  */
 export class ReconnectingSocket extends EventTarget implements WebSocket {
   /**

@@ -14,10 +14,10 @@ from typing import Any, Final
 from pybalancer.errors import PybalancerError
 
 MOST_GENERATIONS: Final = 16
-"""That rows are made from (``_core.PacketRows``). A row has four owners, but few changes concern one slot."""
+"""That rows are made from (``_core.PacketRows``). A row has six owners, but few changes concern one slot."""
 
 MOST_NUMBERS: Final = 1023
-"""A row has 16 bits for a machine, and the mark of a check has as many values."""
+"""A row has 10 bits for a machine."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -51,7 +51,7 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 extern struct settings settings;     // read as memory: its place is known when the program is loaded
 extern u64 services, tables, backends, counters, of_services, of_backends;
 
-enum { MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
+enum { WIDTH = 6, ID = 1023, MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
 struct mac { u16 part[3]; };
 struct interface { u32 index; struct mac mac; u16 zero; };
 // A look-up in a hash map is a call, which costs as much as all the rest. So most services are in the settings
@@ -301,7 +301,7 @@ INLINE int find_service(struct flow *flow, struct service *found) {
     return service != 0;
 }
 
-// The row of a flow: four backend ids, the owner first. One load, so it is of one table.
+// The row of a flow: six backend ids of 10 bits, the owner first. One load, so it is of one table.
 INLINE u64 row(u32 number, u64 hashed) {
     u32 place = number * 2 + (settings.live[number & (MOST_SERVICES - 1)] & 1);
     void *table = map_lookup(&tables, &place);
@@ -436,9 +436,9 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
     }
     count_service(service.number, &flow);
     u64 hashed = hash(&flow), entry = row(service.number, hashed);
-    u32 id = entry & 0xffff;
+    u32 id = entry & ID;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
-    if (!id && !flow.opening) id = entry >> 16 & 0xffff;
+    if (!id && !flow.opening) id = entry >> 10 & ID;
     int verdict = id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
     if (verdict < 0) {
         count(-verdict);
@@ -486,8 +486,8 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
 // other rows: the next one must not send back to where it came from. 0 if there is nobody else.
 INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
     u32 next = 0;
-    for (int i = 0; i < 4; i++, entry >>= 16) {
-        u32 id = entry & 0xffff;
+    for (int i = 0; i < WIDTH; i++, entry >>= 10) {
+        u32 id = entry & ID;
         if (!id || id == me) continue;
         next = id;
         if (!hops) break;
@@ -553,7 +553,7 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u64 hashed = hash(&flow);
     u32 next = next_of(row(service.number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
-    if (flow.hops >= 4) return deliver(ctx, &flow, wrapped, HOPS);
+    if (flow.hops >= WIDTH) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
     if (verdict < 0) {
         count(-verdict);

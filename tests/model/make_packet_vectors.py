@@ -340,7 +340,7 @@ def to_agents() -> Iterator[tuple[str, Packet]]:
             f"{name} too big for the second hop",
             frame(wrapped, inner(), tcp(9003), Raw(b"x" * (1500 - 20 - len(bytes(inner())) - 20))),
         )
-        for hops in (1, 2, 3, 4, 15):
+        for hops in (1, 2, 3, 5, 6, 15):
             marked = IP(**director, id=0x7060 | hops, proto=proto)
             yield f"{name} after {hops} hops, outside", frame(marked, inner(), tcp(9003))
             source = f"02:70:6{hops:x}:aa:bb:cc"

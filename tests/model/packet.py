@@ -80,7 +80,7 @@ def number(data: bytes, at: int, size: int = 2) -> int:
 def rows(
     secret: bytes, generations: Sequence[Sequence[tuple[str, int, int]]], size: int
 ) -> list[tuple[int, ...]]:
-    """Owner and former owners of each slot, four ids."""
+    """Owner and former owners of each slot, six ids."""
     tables = []
     for members in generations:
         slots = maglev.table(secret, [(name, weight) for name, weight, _ in members], size)
@@ -88,7 +88,7 @@ def rows(
     made = []
     for owner, *former in zip(*tables, strict=True):
         others = [one for one in dict.fromkeys(former) if one not in {owner, 0}]
-        made.append((owner, *others, 0, 0, 0)[:4])
+        made.append((owner, *others, 0, 0, 0, 0, 0)[:6])
     return made
 
 
@@ -279,7 +279,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
             why = "delivered"
         elif not target:
             why = "delivered_unclaimed"
-        elif hops > 4:
+        elif hops > 6:
             why = "delivered_hops"
         if why:
             return Answer("pass", why, stay, flow)

@@ -25,7 +25,7 @@ def place() -> Iterator[Namespace]:
         for number, (name, mac) in enumerate(MAC.items()):
             made.ip(
                 f"link add name {name} index {10 + 64 * number} type veth peer name {name}-end",
-                f"link set {name} address {mac} up",
+                f"link set {name} address {mac}",
             )
         yield made
 

@@ -15,7 +15,7 @@ from pybalancer._core import PacketRows
 from pybalancer.packet.generations import History, Member, Numbers, generation
 
 SIZE, SECRET = 1021, bytes(range(16))
-MOST_HOPS = 4
+MOST_HOPS = 6
 NAMES = "abcdefgh"
 NUMBERS = Numbers({f"host {name}": number for number, name in enumerate(NAMES, 1)})
 

@@ -17,6 +17,9 @@ use pyo3::prelude::*;
 use crate::error::{packet_error, plan_error};
 use crate::plan::secret_of;
 
+/// A row, as a tuple.
+type Ids = (u16, u16, u16, u16, u16, u16);
+
 #[pyclass(frozen, module = "pybalancer._core")]
 pub struct PacketRows(Rows);
 
@@ -60,9 +63,9 @@ impl PacketRows {
         self.0.rows().len()
     }
 
-    fn row(&self, slot: usize) -> PyResult<(u16, u16, u16, u16)> {
+    fn row(&self, slot: usize) -> PyResult<Ids> {
         let row = self.0.rows().get(slot).copied();
-        row.map(<(u16, u16, u16, u16)>::from).ok_or_else(|| {
+        row.map(<Ids>::from).ok_or_else(|| {
             PyIndexError::new_err(format!("the table has {} slots", self.0.rows().len()))
         })
     }
@@ -282,13 +285,7 @@ impl PacketPath {
         Ok(named(found, "second_hops"))
     }
 
-    fn slot(
-        &self,
-        py: Python<'_>,
-        number: u32,
-        address: &str,
-        port: u16,
-    ) -> PyResult<(u32, (u16, u16, u16, u16))> {
+    fn slot(&self, py: Python<'_>, number: u32, address: &str, port: u16) -> PyResult<(u32, Ids)> {
         let address = ip(address)?;
         let (slot, row) = self.with(py, |path| path.row_of(number, address, port))?;
         Ok((slot, row.into()))

@@ -14,8 +14,9 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::flow::Secret;
 use crate::maglev::{Table, TableError};
 
-/// Entries of a row: the owner and up to three former ones.
-pub const WIDTH: usize = 4;
+/// Entries of a row: the owner and up to five former ones. Six ids of 10 bits are one word, which a packet reads
+/// whole.
+pub const WIDTH: usize = 6;
 /// Generations that rows are made of. More than a row has entries: most changes leave most slots alone, so
 /// a slot's few owners may come from many generations (a rolling restart makes two for each backend).
 pub const MAX_GENERATIONS: usize = 16;

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use pybalancer_core::flow::{FlowHasher, Secret};
+use pybalancer_core::rows::WIDTH;
 
 /// Backends are known by numbers from 1 to this.
 pub const MAX_ID: u16 = 1023;
@@ -13,7 +14,7 @@ pub const MAX_ID: u16 = 1023;
 pub const MAX_SERVICES: u32 = 256;
 /// Interfaces that programs can be attached to.
 pub const MAX_INTERFACES: u32 = 64;
-/// Bytes of a row: four backend ids.
+/// Bytes of a row: six backend ids of 10 bits.
 pub const ROW: usize = 8;
 
 /// Why packets went where, in the order of `enum reason`: name, and what it means.
@@ -52,7 +53,7 @@ pub const REASONS: [(&str, &str); 15] = [
     ("dropped_no_backend", "the table names nobody"),
     ("dropped_unresolved", "the way to the backend is not known"),
     ("dropped_too_big", "does not fit with the outer header"),
-    ("delivered_hops", "had four second hops, the stack answers"),
+    ("delivered_hops", "had six second hops, the stack answers"),
     ("dropped_room", "the interface left no room for headers"),
 ];
 
@@ -118,6 +119,18 @@ pub fn near(key: &[u8; 20]) -> usize {
     // As `find_service` mixes them.
     let mixed = words.fold(0, |mixed, word| mixed ^ word);
     NEAR_WORD + 8 * (mixed.wrapping_mul(0x9e37_79b1) >> (32 - NEAR_BITS)) as usize
+}
+
+/// A row as packets read it.
+pub fn row(ids: [u16; WIDTH]) -> u64 {
+    ids.iter()
+        .rev()
+        .fold(0, |row, id| row << 10 | u64::from(*id & MAX_ID))
+}
+
+/// The ids of a row.
+pub fn ids(row: u64) -> [u16; WIDTH] {
+    std::array::from_fn(|place| (row >> (10 * place)) as u16 & MAX_ID)
 }
 
 /// Protocols that services can have.
@@ -223,5 +236,17 @@ impl Hop {
             *place = byte;
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_one_word_and_back() {
+        let all = [1, MAX_ID, 0, 512, 7, MAX_ID];
+        assert_eq!(ids(row(all)), all);
+        assert_eq!(row([1, 2, 0, 0, 0, 0]), 1 | 2 << 10);
     }
 }

@@ -106,11 +106,14 @@ mod tests {
     #[test]
     fn programs_name_their_maps() {
         let code = code("xdp/director").unwrap();
-        assert!(code.maps.iter().any(|(_, name)| name == "tables"));
         let linked = code.link(|_| Some(0x0102_0304)).unwrap();
-        let at = code.maps.first().unwrap().0;
-        assert_eq!(linked[at + 1] >> 4, 1);
-        assert_eq!(linked[at + 4..at + 8], [4, 3, 2, 1]);
+        // One is looked up, the other read in its place.
+        for (name, kind) in [("tables", 1), (IN_PLACE, 2)] {
+            let mut maps = code.maps.iter();
+            let at = maps.find(|(_, found)| found == name).unwrap().0;
+            assert_eq!(linked[at + 1] >> 4, kind);
+            assert_eq!(linked[at + 4..at + 8], [4, 3, 2, 1]);
+        }
         assert!(code.link(|_| None).is_none());
     }
 }

@@ -38,9 +38,8 @@ impl Table {
 
     fn fill(&self, rows: &Rows) {
         for (index, row) in rows.rows().iter().enumerate() {
-            let [a, b, c, d] = row.map(u64::from);
             if let Some(word) = self.rows.long(index) {
-                word.store(a | b << 16 | c << 32 | d << 48, Ordering::Relaxed);
+                word.store(layout::row(*row), Ordering::Relaxed);
             }
         }
     }
@@ -224,7 +223,7 @@ impl Services {
             .and_then(|tables| tables.get(live as usize)?.rows.long(slot as usize))
             .ok_or_else(|| PacketError::new(format!("service {number} has no table yet")))?
             .load(Ordering::Relaxed);
-        Ok([0, 16, 32, 48].map(|shift| (row >> shift) as u16))
+        Ok(layout::ids(row))
     }
 }
 

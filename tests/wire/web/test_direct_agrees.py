@@ -11,7 +11,8 @@ from .messages import handshake, request
 from .site import Site
 from .site import site as running
 
-NAMES = ["app-1", "app-2", "app-3", "app-4"]
+# Not in order: what stands in the file need not be what the table was made from.
+NAMES = ["app-3", "app-1", "app-4", "app-2"]
 KEYS = ["path", "query:room", "header:X-User", "cookie:user", "source-ip", "host", "sticky"]
 KEYED = "".join(
     f"""
