@@ -257,7 +257,7 @@ mod tests {
         let new: Vec<Member> = std::vec![("a", 1, 7)];
         let old: Vec<Member> = std::vec![("a", 1, 1)];
         let rows = Rows::build(&secret(), &[&new, &old], SIZE).unwrap();
-        assert!(rows.rows().iter().all(|row| *row == [7, 1, 0, 0]));
+        assert!(rows.rows().iter().all(|row| *row == [7, 1, 0, 0, 0, 0]));
         assert_eq!(rows.moved(), SIZE);
     }
 
