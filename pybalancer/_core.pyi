@@ -527,7 +527,7 @@ class HandOver:
         """Serve what is held, and accept; how many tunnels."""
 
 class PacketError(RuntimeError):
-    """The kernel refuses packet mode something, or it was asked for what cannot be; says what to do."""
+    """The kernel refuses packet mode something, or what was asked cannot be; says what to do."""
 
 @final
 class PacketRows:
@@ -605,7 +605,7 @@ class PacketPath:
     ) -> None:
         """The way to a backend: whole from one packet to the next; cheap if nothing changed.
 
-        ``address`` is the underlay's, by which an agent also knows itself. ``mac`` and ``interface`` are of
+        ``address`` is the underlay's, which an agent also knows itself by. ``mac`` and ``interface`` are of
         the next hop; without either, packets to it are dropped and counted. ``source`` is that of the outer
         header (needed with ``encapsulate``): an address, or a network (``10.9.0.0/16``) whose host bits, at
         most 32, vary with the flow so that routers and cards spread.
@@ -626,7 +626,7 @@ class PacketPath:
         *,
         mtu: int = 1500,
     ) -> None:
-        """A service, numbered from 0 to 255, and its rows: a packet sees the old or the new table, whole.
+        """A service, numbered from 0 to 255, and its rows: a packet sees the old table or the new one, whole.
 
         ``mtu`` is that of the way to the backends: what does not fit with an outer header is dropped and
         counted.
@@ -654,9 +654,8 @@ class PacketPath:
     ) -> tuple[str, bytes, int]:
         """Verdict, packet after it, nanoseconds per run. As if it had come by ``interface``, else ``lo``.
 
-        ``program`` is the role's own, or ``director``, ``agent``, ``probe``, ``baseline`` (passes all).
-        The packet is not laid anew between repetitions: the second sees what the first has made of it.
-        Verdicts are pass, drop, tx, redirect; of ``probe`` also next.
+        ``program`` is the role's own, else ``director``, ``agent``, ``probe`` or ``baseline``, which passes
+        all. Verdicts are pass, drop, tx, redirect; of ``probe`` also next.
         """
     REASONS: Final[dict[str, str]]
     """Names of ``counters``, and what they mean."""

@@ -424,6 +424,7 @@ class Balancer(Operations):
         """
         self._live()
         async with self._reloading:
+            self._not_ending()
             try:
                 result = await self._reload(config)
             except Exception as error:
@@ -465,7 +466,7 @@ class Balancer(Operations):
         """``reload`` where nobody waits for the result (a signal, a changed file): the log gets it."""
         try:
             result = await self.reload()
-        except (ConfigError, StartError, _core.EngineError) as error:
+        except (PybalancerError, _core.EngineError) as error:
             _log.error("not reloaded, the old configuration stays in force: %s", error)
             return
         except Exception:

@@ -14,9 +14,9 @@ import trio
 
 from pybalancer import _core, targets
 from pybalancer.config.compile import drain_rate, resolve
-from pybalancer.config.model import Config
-from pybalancer.config.secret import SECRETS, read_secret, secret_digest
-from pybalancer.errors import DrainError
+from pybalancer.config.model import Config, PoolConfig
+from pybalancer.config.secret import SECRETS, read_secret, secret_digest, ticket_digest
+from pybalancer.errors import DrainError, PybalancerError
 from pybalancer.packet.part import PacketPart, no_drain
 from pybalancer.policy import rebalance
 from pybalancer.policy.draining import Draining, Terms, shortfall, terms_of
@@ -54,6 +54,7 @@ class Operations(PacketPart):
     _stats: Stats
     _watcher: HealthWatcher
     _applying: trio.Lock
+    _stopping: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,9 +78,21 @@ class Operations(PacketPart):
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
-        """What is done in here is done to what runs; a process that takes over goes on with all of it."""
+        """What is done in here is done to what runs; a process that takes over goes on with all of it.
+
+        Raises PybalancerError where it is ending: what was said to be done would end with it.
+        """
         async with self._applying:
-            yield
+            self._not_ending()
+            try:
+                yield
+            except _core.EngineError:
+                self._not_ending()
+                raise
+
+    def _not_ending(self) -> None:
+        if self._stopping:
+            raise PybalancerError("this balancer is ending: nothing can be changed any more")
 
     def _drains(self) -> list[DrainStatus]:
         try:
@@ -183,6 +196,11 @@ class Operations(PacketPart):
                 await self._set_draining(after)
         self._drain_watcher.stir()
         warnings = [] if after != before or stopped else [f"{target} was not drained"]
+        health = self._health(self._config, self._addresses)
+        if down := [
+            name for pool, name in sorted(keys) if (pool, name) in health and not health[pool, name].up
+        ]:
+            warnings.append(f"down, so it takes no tunnels yet: {', '.join(down)}")
         others = after.listeners and not target.listener and not target.everything
         if others:
             warnings.append(f"still drained: listener {', '.join(sorted(after.listeners))}")
@@ -478,10 +496,23 @@ class Operations(PacketPart):
         self._live()
         wanted = await trio.to_thread.run_sync(self._load, config)
         ours = {key: getattr(self._config.balancer, key) for key in SECRETS}
-        wanted = wanted.model_copy(update={"balancer": wanted.balancer.model_copy(update=ours)})
+        pools = {name: self._with_our_ticket_secret(name, pool) for name, pool in wanted.pools.items()}
+        wanted = wanted.model_copy(
+            update={"balancer": wanted.balancer.model_copy(update=ours), "pools": pools}
+        )
         same = digest is None or hmac.compare_digest(digest, secret_digest(self._secret))
         # With any other secret as many keys move.
         return await self._differ(wanted, self._secret if same else os.urandom(16))
+
+    def _with_our_ticket_secret(self, name: str, wanted: PoolConfig) -> PoolConfig:
+        """With the one that runs, if the digest in its place is that one's."""
+        mine = self._config.pools[name].direct.ticket_secret if name in self._config.pools else None
+        given = wanted.direct.ticket_secret
+        if mine is None or given is None:
+            return wanted
+        if not hmac.compare_digest(given.get_secret_value(), ticket_digest(mine.get_secret_value())):
+            return wanted
+        return wanted.model_copy(update={"direct": wanted.direct.model_copy(update={"ticket_secret": mine})})
 
     async def _differ(self, wanted: Config, secret: bytes) -> Diff:
         from pybalancer.diff import difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
@@ -84,8 +84,8 @@ async def roll(
     try:
         await conduct(machine, own, act, log.tell)
     except RollError as error:
-        raise RollError(str(error), log.result(pool, machine)) from error
-    result = log.result(pool, machine)
+        raise RollError(str(error), log.result(pool, machine, "failed")) from error
+    result = log.result(pool, machine, "failed")
     if result.outcome == "failed":
         raise RollError(f"the roll of pool {pool} has stopped: {machine.problem}", result)
     return result
@@ -127,13 +127,13 @@ class RollLog:
             self._output[event["backend"]] = event["output"]
         self._tell(event)
 
-    def result(self, pool: str, machine: Roll) -> RollResult:
-        """As it stands."""
+    def result(self, pool: str, machine: Roll, broken: Literal["failed", "interrupted"]) -> RollResult:
+        """As it was left. ``broken``: what it is if it was broken off in the middle of a step."""
         steps = [
             RollStep(name, step, self._why.get(name, ""), self._output.get(name, ""))
             for name, step in machine.steps.items()
         ]
-        return RollResult(pool, machine.outcome, steps)
+        return RollResult(pool, broken if machine.outcome == "running" else machine.outcome, steps)
 
 
 def acting(

@@ -271,7 +271,7 @@ class RollResult:
     """How a roll ended."""
 
     pool: str
-    outcome: Literal["planned", "running", "done", "failed", "interrupted"]
+    outcome: Literal["planned", "done", "failed", "interrupted"]
     steps: list[RollStep]
 
     def to_dict(self) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def simulate(connections: int, seed: int) -> list[Broken]:
     """Backends that come and go one after the other, and all of them at once."""
     found = run(steps(1), connections, seed)
     at_once = run(steps(max(STEPS)), connections, seed)[-1]
-    return [*found, Broken(f"{at_once.way}, all at once", at_once.connections, at_once.broken)]
+    *others, ours = found
+    all_at_once = Broken(f"{at_once.way}, all at once", at_once.connections, at_once.broken)
+    return [*others, all_at_once, ours]
 
 
 def steps(most: int) -> list[int]:

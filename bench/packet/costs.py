@@ -142,12 +142,11 @@ def lead(path: PacketPath, *, encapsulate: bool) -> None:
 
 @contextlib.contextmanager
 def place() -> Iterator[Namespace]:
-    """A namespace with an interface of the packets' MAC, and connections to the services."""
+    """A namespace with an interface of the packets' MAC, where nothing else comes by, and connections."""
     with namespace() as made, contextlib.ExitStack() as stack:
         made.ip(
             "link add name here type veth peer name there",
-            f"link set here address {HERE.hex(':')} up",
-            "link set there up",
+            f"link set here address {HERE.hex(':')}",
         )
         made.own("lo", f"{VIP[4]}/32", f"{CLIENT[4]}/32", f"{VIP[6]}/128", f"{CLIENT[6]}/128")
         with made.inside():

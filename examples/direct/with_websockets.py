@@ -8,7 +8,7 @@ import json
 import sys
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from pybalancer.client import attempts
 
@@ -32,7 +32,7 @@ async def stay_connected(directory: str) -> None:
             steps.closed(error.rcvd and error.rcvd.code, error.rcvd and error.rcvd.reason)
         except InvalidStatus as error:
             steps.refused(error.response.status_code, error.response.headers.get("Retry-After"))
-        except OSError:
+        except (OSError, WebSocketException):
             pass  # Nothing told: a loss.
     print("over:", steps.end)
 

@@ -87,6 +87,11 @@ class Client:
             raise AdminError(
                 f"the pybalancer at {self.address} did not answer within {self._timeout:g} s"
             ) from error
+        except ConnectionError as error:
+            raise AdminError(
+                f"{self.address} broke off without an answer: that pybalancer may just have ended, "
+                "or it is none"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise AdminError(f"what answers at {self.address} is no pybalancer: {error}") from error
         finally:

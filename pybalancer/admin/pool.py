@@ -31,6 +31,8 @@ class RemotePool:
         self._force = force
         self.seen: Picture | None = None
         """The last picture."""
+        self.away = False
+        """Whether the balancer did not answer the last question."""
         self.drains: dict[str, dict[str, Any]] = {}
         """How far the drain of each backend was then, as the status has it."""
 
@@ -67,13 +69,16 @@ class RemotePool:
 
     async def _ask(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            answer = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except Refused as error:
             if error.status == NOT_NOW:
                 raise Away(str(error)) from error
             raise
         except AdminError as error:
+            self.away = True
             raise Away(str(error)) from error
+        self.away = False
+        return answer
 
 
 def _drains(status: Mapping[str, Any], pool: str) -> dict[str, dict[str, Any]]:

@@ -66,11 +66,16 @@ def _read(file: Path) -> tuple[dict[str, Any], str | None, list[str]]:
     import tomllib
 
     from pybalancer.config.load import load_file
+    from pybalancer.config.secret import ticket_digest
 
     config = load_file(file, env={})
     values = tomllib.loads(file.read_text(encoding="utf-8"))
     section = values.get("balancer", {})
     section.update({key: stand_in for key, stand_in in STAND_INS.items() if key in section})
+    for name, pool in config.pools.items():
+        if pool.direct.ticket_secret is not None:
+            digest = ticket_digest(pool.direct.ticket_secret.get_secret_value())
+            values["pools"][name]["direct"]["ticket_secret"] = digest
     return values, _digest(config), [str(problem) for problem in config.warnings]
 
 

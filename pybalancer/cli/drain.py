@@ -13,9 +13,12 @@ from pybalancer.cli.options import (
     OfBackend,
     OfListener,
     OfPool,
+    option,
     per_second,
     print_json,
     seconds,
+    to_type,
+    usage,
     whom,
 )
 
@@ -69,19 +72,20 @@ def drain(
 
     target = whom(name, pool, backend, listener, everything)
     client = find(admin, config)
-    answer = client.post(
-        "/drain",
-        **target,
-        over=seconds("--over", over),
-        deadline=seconds("--deadline", deadline),
-        code=code,
-        rate=per_second("--rate", rate),
-        force=force,
-    )
+    terms = {
+        "over": seconds("--over", over),
+        "deadline": seconds("--deadline", deadline),
+        "code": code,
+        "rate": per_second("--rate", rate),
+    }
+    with usage():
+        answer = client.post("/drain", **target, **terms, force=force)
     warn(answer["warnings"])
     begun = {**answer, "drain": answer["drains"][0]}
     if not no_wait:
-        begun["drain"] = _wait(client, begun, quiet=json)
+        given = [*option("--pool", pool), *option("--backend", backend), *option("--listener", listener)]
+        undrain = to_type("undrain", name, [*given, *(["--all"] if everything else [])], admin, config)
+        begun["drain"] = _wait(client, begun, undrain, quiet=json)
     done: dict[str, Any] = begun["drain"]
     if json:
         print_json(
@@ -100,7 +104,7 @@ def drain(
     return exits.FAILED if done["state"] == "cancelled" else exits.FINE
 
 
-def _wait(client: Any, begun: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+def _wait(client: Any, begun: dict[str, Any], undrain: str, *, quiet: bool) -> dict[str, Any]:
     import sys
 
     from pybalancer.cli.progress import watch
@@ -108,7 +112,7 @@ def _wait(client: Any, begun: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     try:
         return watch(client, begun, quiet=quiet)
     except KeyboardInterrupt:
-        print("it goes on by itself: `pybalancer undrain` stops it", file=sys.stderr)
+        print(f"it goes on by itself: `{undrain}` stops it", file=sys.stderr)
         raise
 
 

@@ -73,7 +73,9 @@ class Journal:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Pools may be named as they like.
             path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', pool)[:60]}-{digest}.json"
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(
+                path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +102,7 @@ class Journal:
 
     def write(self, page: Page) -> None:
         """Keep it, whole or not at all."""
-        with _telling("keep the journal"):
+        with _telling("keep the journal", self.path):
             descriptor, temporary = tempfile.mkstemp(prefix="roll.", dir=self.path.parent)  # Of mode 0600.
             try:
                 with os.fdopen(descriptor, "w") as file:
@@ -119,11 +121,13 @@ class Journal:
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
+def _telling(what: str, path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # A full disk names no file.
+        name = error.filename or path
+        where = f"{name}: " if name else ""
         raise RollError(
             f"cannot {what}: {where}{error.strerror or error}; STATE_DIRECTORY names another place"
         ) from error

@@ -1,6 +1,9 @@
 """Options that several commands have, and how all of them print."""
 
+import contextlib
 import json as json_module
+import shlex
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -62,6 +65,42 @@ def _read(option: str, text: str, read: "Callable[[str], float]") -> float:
     except ValueError as error:
         raise exits.UsageError(f"{option}: {error}") from None
 
+
+def to_type(verb: str, name: str | None, given: Sequence[str], admin: str | None, config: str | None) -> str:
+    """A command that people may copy: it asks the same balancer, whatever the names are.
+
+    ``given`` are its options, ``admin`` and ``config`` those that this command had.
+    """
+    options = [*given, *(option("--admin", admin) or option("--config", config))]
+    if name is not None and name.startswith("-"):
+        words = [*options, "--", name]
+    else:
+        words = [*([] if name is None else [name]), *options]
+    return shlex.join(["pybalancer", verb, *words])
+
+
+def option(name: str, value: str | None) -> list[str]:
+    """It and its value as words of a command; none if it is not given."""
+    if value is None:
+        return []
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """What the balancer says makes no sense as a question makes none as a command line: UsageError."""
+    from pybalancer.admin.client import Refused
+
+    try:
+        yield
+    except Refused as error:
+        if error.status == BAD_QUESTION:
+            raise exits.UsageError(str(error)) from None
+        raise
+
+
+BAD_QUESTION = 400
+"""The status of an answer to it."""
 
 PIPE_WIDTH = 200
 """Columns of a table that no terminal cuts."""

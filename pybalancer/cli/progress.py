@@ -64,7 +64,11 @@ def watch(client: Client, begun: dict[str, Any], *, quiet: bool) -> dict[str, An
 
 
 def _look(client: Client, begun: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
-    seen = client.get("/drains")
+    try:
+        seen = client.get("/drains")
+    except AdminError as error:
+        left_then = f"{last['left']:,} of {last['total']:,} tunnels were left when the balancer last answered"
+        raise AdminError(f"{left_then}: {error}") from error
     if any(seen[key] != begun[key] for key in ("pid", "started")):
         raise AdminError(
             f"the pybalancer that had {last['left']:,} of {last['total']:,} tunnels left to end is gone: "

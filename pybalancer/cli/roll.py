@@ -1,6 +1,7 @@
 """``pybalancer roll``."""
 
 import dataclasses
+import os
 import shlex
 import signal
 from collections.abc import AsyncIterator
@@ -24,11 +25,12 @@ from pybalancer.cli.options import (
 if TYPE_CHECKING:
     import trio
 
+    from pybalancer.admin.address import TcpAddress, UnixAddress
     from pybalancer.admin.client import Client
     from pybalancer.admin.pool import RemotePool
     from pybalancer.cli.journal import Journal, Page
     from pybalancer.cli.roll_view import View
-    from pybalancer.policy.roll import Roll
+    from pybalancer.policy.roll import Roll, Step
     from pybalancer.status import RollResult
 
 ANSWER_SECONDS: Final = 10.0
@@ -132,9 +134,19 @@ def roll(
     client = find(admin, config, timeout=ANSWER_SECONDS)
     if dry_run:
         return _plan(client, pool, Page(**changed), backend or [], json=json)
-    with Journal.of(str(client.address), pool) as journal:
+    with Journal.of(_whole(client.address), pool) as journal:
         page = _page(journal, pool, changed, resume=resume, anew=anew)
-        return _roll(client, pool, page, backend or [], journal, json=json)
+        prepared = _Prepared(client, pool, page)
+        page = dataclasses.replace(page, steps=prepared.steps(page, backend or [], anew=anew))
+        ended = _roll(client, pool, page, prepared, backend or [], journal, quiet=json)
+    return ended.tell(pool, admin, config, json=json)
+
+
+def _whole(address: "TcpAddress | UnixAddress") -> str:
+    """The same from whichever directory: it says which roll is gone on with, and which one runs."""
+    from pybalancer.admin.address import TcpAddress
+
+    return str(address) if isinstance(address, TcpAddress) else f"unix:{os.path.realpath(address.path)}"
 
 
 def _page(journal: "Journal", pool: str, changed: dict[str, Any], *, resume: bool, anew: bool) -> "Page":
@@ -143,7 +155,12 @@ def _page(journal: "Journal", pool: str, changed: dict[str, Any], *, resume: boo
     from pybalancer.errors import RollError
 
     if anew:
-        return Page(**changed)
+        try:
+            earlier = journal.read()
+        except RollError:
+            earlier = None  # What it was nobody can tell any more.
+        # Whom it has left drained is ours to roll, and to take back.
+        return Page(**changed, steps=earlier.steps if earlier is not None else {})
     page = journal.read()
     if resume:
         if page is None:
@@ -183,17 +200,45 @@ class _Prepared:
             self.slow_start = found["slow_start_seconds"] or COLD_START
         self.addresses = {one["name"]: one["address"] for one in found["backends"]}
 
+    def steps(self, page: "Page", backends: list[str], *, anew: bool = False) -> "dict[str, Step]":
+        """Where each is that is to be rolled, in this order."""
+        from pybalancer.policy.roll import turns
+
+        if page.steps and not anew:
+            return dict(page.steps)
+        seen = self.picture.backends
+        order = turns(seen, backends)
+        left = {name: step for name, step in page.steps.items() if name in order and seen[name].draining}
+        return {name: _LEFT.get(left.get(name, "waiting"), "waiting") for name in order}
+
     def roll(self, pool: str, page: "Page", backends: list[str], now: float) -> "Roll":
         """The machine."""
-        from pybalancer.policy.roll import Roll, turns
+        from pybalancer.policy.roll import Roll
         from pybalancer.rolling import check
 
-        order = list(page.steps) or turns(self.picture.backends, backends)
+        order = list(page.steps)
         try:
             settings = check(pool, order, backends, page.max_down, page.timeout, self.terms, force=page.force)
         except ValueError as error:
             raise exits.UsageError(str(error)) from None
+        for name in order:
+            if page.steps[name] != "done" and (why := self.command.missing(self.values(pool, name))):
+                raise exits.UsageError(f"the command for {name} cannot be run: {why}")
         return Roll(order, settings, now, page.steps)
+
+    def values(self, pool: str, name: str) -> dict[str, str]:
+        """What is filled into the command."""
+        return {"name": name, "pool": pool, "address": self.addresses.get(name, "")}
+
+
+_LEFT: Final["dict[Step, Step]"] = {
+    "draining": "draining",
+    "acting": "failed",
+    "checking": "failed",
+    "failed": "failed",
+}
+"""How a backend that an earlier roll has left drained goes into a new one. Only one whose command had not
+begun is taken back as it was, should that be broken off, too."""
 
 
 def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, json: bool) -> int:
@@ -205,14 +250,10 @@ def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, jso
     from pybalancer.status import RollResult, RollStep
 
     prepared = _Prepared(client, pool, page)
+    page = dataclasses.replace(page, steps=prepared.steps(page, backends))
     order = list(prepared.roll(pool, page, backends, 0.0).steps)
     seen, terms = prepared.picture.backends, prepared.terms
-    commands = {
-        name: shlex.join(
-            prepared.command.arguments({"name": name, "pool": pool, "address": prepared.addresses[name]})
-        )
-        for name in order
-    }
+    commands = {name: shlex.join(prepared.command.arguments(prepared.values(pool, name))) for name in order}
     if json:
         steps = [
             RollStep(name, "skipped", "it is drained already, so it is left alone", "")
@@ -245,23 +286,28 @@ def _plan(client: "Client", pool: str, page: "Page", backends: list[str], *, jso
 
 
 def _roll(
-    client: "Client", pool: str, page: "Page", backends: list[str], journal: "Journal", *, json: bool
-) -> int:
+    client: "Client",
+    pool: str,
+    page: "Page",
+    prepared: _Prepared,
+    backends: list[str],
+    journal: "Journal",
+    *,
+    quiet: bool,
+) -> "_Ended":
     import trio
 
     from pybalancer.admin.pool import RemotePool
-    from pybalancer.cli.progress import count
-    from pybalancer.cli.roll_view import View, complain, state
+    from pybalancer.cli.roll_view import View
     from pybalancer.rolling import RollLog, acting
 
-    prepared = _Prepared(client, pool, page)
     assert prepared.slow_start is not None
     remote = RemotePool(client, pool, prepared.terms, prepared.slow_start, force=page.force)
 
-    async def main() -> tuple["Roll", "RollResult", str | None, bool]:
+    async def main() -> "_Ended":
         began = trio.current_time()
         machine = prepared.roll(pool, page, backends, began)
-        view = View(remote, machine, quiet=json)
+        view = View(remote, machine, quiet=quiet)
         log = RollLog(view.tell)
         run = _Run(machine, remote, view)
         problem = await run.conduct(
@@ -270,25 +316,50 @@ def _roll(
             lambda steps: journal.write(dataclasses.replace(page, steps=dict(steps))),
         )
         view.end()
-        result = log.result(pool, machine)
-        if result.outcome == "done":
-            view.say(
-                f"rolled pool {pool}: {count(len(machine.steps), 'backend')} "
-                f"in {trio.current_time() - began:.1f} s"
-            )
-        return machine, result, problem, run.ended
+        result = log.result(pool, machine, "interrupted" if run.ended else "failed")
+        seconds = trio.current_time() - began
+        return _Ended(machine, remote, view, result, problem, run.ended, seconds)
 
-    machine, result, problem, ended = trio.run(main)
-    if result.outcome == "done":
+    ended = trio.run(main)
+    if ended.result.outcome == "done":
         journal.remove()
-    if json:
-        print_json({**result.to_dict(), "problem": problem})
-    elif result.outcome != "done":
-        why = f": {problem}" if problem else ""
-        complain([f"the roll of pool {pool} has stopped{why}", *state(machine, remote, pool)])
-    if result.outcome == "done":
-        return exits.FINE
-    return exits.INTERRUPTED if ended or result.outcome == "interrupted" else exits.FAILED
+    return ended
+
+
+@dataclasses.dataclass
+class _Ended:
+    """A roll that goes on no more, whichever way it ended."""
+
+    machine: "Roll"
+    remote: "RemotePool"
+    view: "View"
+    result: "RollResult"
+    problem: str | None
+    by_force: bool
+    """Whether a second signal has ended it."""
+    seconds: float
+
+    def tell(self, pool: str, admin: str | None, config: str | None, *, json: bool) -> int:
+        """Say how; the exit code."""
+        from pybalancer.cli.progress import count
+        from pybalancer.cli.roll_view import complain, drained, state
+
+        steps = list(self.machine.steps.values())
+        outcome, done = self.result.outcome, steps.count("done")
+        left = state(self.machine, self.remote, pool, admin, config)
+        if json:
+            still = drained(self.machine, self.remote)
+            print_json({**self.result.to_dict(), "problem": self.problem, "drained": still})
+        elif outcome == "done":
+            of = "" if done == len(steps) else f"{done:,} of "
+            self.view.say(f"rolled pool {pool}: {of}{count(len(steps), 'backend')} in {self.seconds:.1f} s")
+            complain(left)
+        else:
+            why = f": {self.problem}" if self.problem else ""
+            complain([f"the roll of pool {pool} has stopped{why}", *left])
+        if outcome == "done":
+            return exits.FINE
+        return exits.INTERRUPTED if self.by_force or outcome == "interrupted" else exits.FAILED
 
 
 class _Run:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pybalancer.cli.options import option, to_type
 from pybalancer.cli.progress import Progress, count, left
 
 if TYPE_CHECKING:
@@ -92,26 +92,36 @@ def shown(output: str) -> list[str]:
     ]
 
 
-def state(roll: Roll, pool: RemotePool, name: str) -> list[str]:
-    """How a roll that has not come to its end was left, and what can be done about it."""
-    steps = roll.steps
+def drained(roll: Roll, pool: RemotePool) -> list[str]:
+    """Who takes no tunnels, though the roll has ended: by us, or by who drained it before."""
     seen = pool.seen.backends if pool.seen is not None else {}
-    drained = [
+    # Those that are done or were taken back have been undrained since they were seen.
+    return [
         each
-        for each, step in steps.items()
-        if step in ("draining", "acting", "checking", "failed") and each in seen and seen[each].draining
+        for each, step in roll.steps.items()
+        if step not in ("done", "waiting") and each in seen and seen[each].draining
     ]
+
+
+def state(roll: Roll, pool: RemotePool, name: str, admin: str | None, config: str | None) -> list[str]:
+    """How a roll has left the pool, where not all of it was rolled, and what can be done about it."""
+    steps = roll.steps
+    still = drained(roll, pool)
     untouched = [each for each, step in steps.items() if step == "waiting"]
-    lines = [f"{sum(step == 'done' for step in steps.values())} of {len(steps)} done"]
-    if drained:
-        lines.append(f"still drained: {', '.join(drained)}")
+    over = roll.outcome == "done"
+    lines = [] if over else [f"{sum(step == 'done' for step in steps.values())} of {len(steps)} done"]
+    if still:
+        since = "" if not pool.away else " (a balancer that was started meanwhile does not know of it)"
+        lines.append(f"still drained: {', '.join(still)}{since}")
     if untouched:
         lines.append(f"untouched: {', '.join(untouched)}")
-    if drained or untouched:
-        lines.append(f"go on with: {shlex.join(['pybalancer', 'roll', name, '--resume'])}")
-    for each in drained:
-        undrain = ["pybalancer", "undrain", "--pool", name, "--backend", each]
-        lines.append(f"or take it back with: {shlex.join(undrain)}")
+    if (still or untouched) and not over:
+        lines.append(f"go on with: {to_type('roll', name, ['--resume'], admin, config)}")
+    for each in still:
+        given = [*option("--pool", name), *option("--backend", each)]
+        lines.append(
+            f"{'' if over else 'or '}take it back with: {to_type('undrain', None, given, admin, config)}"
+        )
     return lines
 
 

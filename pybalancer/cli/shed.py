@@ -1,6 +1,5 @@
 """``pybalancer shed``."""
 
-import shlex
 import sys
 from typing import Annotated, Any
 
@@ -14,8 +13,11 @@ from pybalancer.cli.options import (
     Flag,
     Json,
     make_console,
+    option,
     per_second,
     print_json,
+    to_type,
+    usage,
 )
 
 MOST_SKEW = 1e6
@@ -63,14 +65,9 @@ def shed(
     if not 1 <= to_skew <= MOST_SKEW:
         raise exits.UsageError("--to-skew: a number from 1, such as 1.05")
     client = find(admin, config)
-    answer = client.post(
-        "/shed",
-        pool=pool,
-        to_skew=to_skew,
-        rate=per_second("--rate", rate),
-        code=code,
-        dry_run=dry_run,
-    )
+    pace = per_second("--rate", rate)
+    with usage():
+        answer = client.post("/shed", pool=pool, to_skew=to_skew, rate=pace, code=code, dry_run=dry_run)
     warn(answer["warnings"])
     if not json:
         _show(answer)
@@ -78,13 +75,14 @@ def shed(
         try:
             answer["drain"] = watch(client, answer, quiet=json)
         except KeyboardInterrupt:
-            undrain = shlex.join(["pybalancer", "undrain", "--pool", pool])
+            undrain = to_type("undrain", None, option("--pool", pool), admin, config)
             print(f"it goes on by itself: `{undrain}` stops it", file=sys.stderr)
             raise
+    drain = answer["drain"]
+    result = exits.FINE if drain is None or drain["state"] != "cancelled" else exits.FAILED
     if json:
         print_json({key: value for key, value in answer.items() if key not in ("pid", "started")})
-        return exits.FINE
-    drain = answer["drain"]
+        return result
     if drain is None:
         pass
     elif dry_run:
@@ -94,7 +92,7 @@ def shed(
     else:
         stopped = " (stopped by somebody)" if drain["state"] == "cancelled" else ""
         print(f"shed{stopped}: {outcome(drain)}")
-    return exits.FINE
+    return result
 
 
 def _show(answer: dict[str, Any]) -> None:

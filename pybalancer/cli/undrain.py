@@ -11,6 +11,7 @@ from pybalancer.cli.options import (
     OfPool,
     print_json,
     seconds,
+    usage,
     whom,
 )
 
@@ -46,12 +47,16 @@ def undrain(
     from pybalancer.cli.progress import outcome, warn
 
     target = whom(name, pool, backend, listener, everything)
-    answer = find(admin, config).post("/undrain", **target, slow_start=seconds("--slow-start", slow_start))
+    with usage():
+        answer = find(admin, config).post(
+            "/undrain", **target, slow_start=seconds("--slow-start", slow_start)
+        )
     warn(answer["warnings"])
     if json:
         print_json(answer)
         return exits.FINE
-    print(f"undrained {answer['what']}: it takes new tunnels")
+    # What a warning says is not said otherwise here.
+    print(f"undrained {answer['what']}" + ("" if answer["warnings"] else ": it takes new tunnels"))
     for drain in answer["drains"]:
         print(f"  stopped: {outcome(drain)}")
     return exits.FINE

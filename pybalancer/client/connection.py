@@ -124,6 +124,8 @@ class ReconnectingSocket:
         """The backend's name, if the directory told it."""
         self._options, self._comeback, self._chance = options, comeback, chance
         self._connection: WebSocketConnection | None = None
+        self._wire: Wire | None = None
+        """What is below it."""
         self._unread: deque[str | bytes] = deque()
         self._heard = 0
         """Messages that have come."""
@@ -137,21 +139,22 @@ class ReconnectingSocket:
     @property
     def connected(self) -> bool:
         """Whether there is a connection just now."""
-        return self._connection is not None and self._connection.closed is None
+        return self._open() is not None
 
     async def send(self, message: str | bytes) -> None:
         """Hand a message to the connection; wait for one while there is none.
 
         It goes to one connection once and is never sent again: if that is lost meanwhile, it may or may not
-        have arrived. Raises ``ConnectionEnded`` when it is over.
+        have arrived. If this is cancelled when it has begun to go out, that connection is lost. Raises
+        ``ConnectionEnded`` when it is over.
         """
         if not isinstance(message, str | bytes):
             raise TypeError(f"a message is str or bytes, not {type(message).__name__}")
         while True:
             if self._end is not None:
                 raise ConnectionEnded(*self._end)
-            connection = self._connection
-            if connection is not None and connection.closed is None:
+            connection = self._open()
+            if connection is not None:
                 with suppress(ConnectionClosed):
                     await connection.send_message(message)
                 return
@@ -190,6 +193,13 @@ class ReconnectingSocket:
             with trio.move_on_after(_LEAVING):
                 await connection.aclose(code, reason)
         self._life.cancel()
+
+    def _open(self) -> WebSocketConnection | None:
+        """The connection that takes messages; also after a send that was cancelled there is none at once."""
+        connection, wire = self._connection, self._wire
+        if connection is None or connection.closed is not None or wire is None or wire.stream.ended.is_set():
+            return None
+        return connection
 
     def _over(self, code: int, reason: str) -> None:
         if self._end is None:
@@ -244,6 +254,7 @@ class ReconnectingSocket:
         connection = await self._shake_hands(nursery, wire)
         if connection is None:
             return NO_CLOSE, "", None
+        self._wire = wire
         try:
             code, reason = await self._live(connection)
         finally:

@@ -16,6 +16,9 @@ class Watched(trio.abc.Stream):
     """A stream that tells when nothing more comes, or when it was closed.
 
     trio-websocket's opening handshake does not notice, and would wait for as long as it is let.
+
+    A send that is cancelled ends it: nobody knows how much of a frame is out, and whatever followed would be
+    taken for the rest of that.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -37,6 +40,9 @@ class Watched(trio.abc.Stream):
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.ended.set()
+            raise
+        except BaseException:
+            await trio.aclose_forcefully(self)
             raise
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -11,7 +11,6 @@ The wait is full jitter: uniform between ``min_ms`` and a bound that doubles wit
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,8 @@ LONGEST: Final = 3_600_000.0
 """Nobody is sent away for more than an hour, whatever an answer says."""
 MOST_ALTERNATIVES: Final = 16
 
-_LEAST_BASE: Final = 10.0
+_LEAST_BOUND: Final = 10.0
+"""Of a wait: who may come back at once, always, hammers."""
 _MOST_DOUBLINGS: Final = 30
 _WAITING: Final = frozenset({200, 408, 425, 429, 503})
 """With a time or a ``retry``, these say: come again later."""
@@ -180,9 +180,10 @@ class Comeback:
         self._opened = self._url = None
         if self._final(code, reason, is_final(code)):
             return None
-        grown = max(settings.base_ms, _LEAST_BASE) * 2.0 ** min(self.losses, _MOST_DOUBLINGS)
+        grown = max(settings.base_ms, _LEAST_BOUND) * 2.0 ** min(self.losses, _MOST_DOUBLINGS)
         self.losses += 1
-        top = max(settings.min_ms, settings.max_ms if hidden else min(settings.max_ms, grown))
+        longest = settings.max_ms if hidden else min(settings.max_ms, grown)
+        top = max(settings.min_ms, longest, _LEAST_BOUND)
         if code in _PLANNED:
             top = max(top, _window(reason, settings.window_ms))
         self._not_before = now + (settings.min_ms if after is None else after)
@@ -224,7 +225,8 @@ _NAMES: Final = tuple(field.name for field in fields(Retry))
 
 
 def _time(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+    # Whole numbers may be larger than any float. NaN is not 0 or more.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         return None
     return float(min(value, LONGEST))
 

@@ -26,6 +26,11 @@ def secret_digest(secret: bytes) -> str:
     return hashlib.sha256(b"pybalancer secret " + secret).hexdigest()
 
 
+def ticket_digest(secret: str) -> str:
+    """The same of a ``ticket_secret``. It has the form of one, so it may stand in its place."""
+    return hashlib.sha256(b"pybalancer ticket secret " + bytes.fromhex(secret)).hexdigest()
+
+
 def state_directory() -> Path:
     """Where a balancer keeps what shall outlive it."""
     if given := os.environ.get("STATE_DIRECTORY"):

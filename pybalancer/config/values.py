@@ -203,6 +203,10 @@ def origin(value: Any) -> str:
     """What browsers send as Origin (RFC 6454 section 6.1): lower case, no path, not even a slash."""
     if not isinstance(value, str) or not _ORIGIN.fullmatch(value):
         raise ValueError(f'{value!r} is not an origin such as "https://ops.example.com"')
+    usual = ":443" if value.startswith("https:") else ":80"
+    if value.endswith(usual):
+        short = value.removesuffix(usual)
+        raise ValueError(f'browsers leave the usual port out, so none sends {value!r}; write "{short}"')
     return value
 
 

@@ -7,7 +7,7 @@
 export interface Retry {
   /** Nobody comes back sooner. Default 0. */
   min_ms?: number;
-  /** No wait is longer, unless the server asks for it. Default 30000. */
+  /** No wait is longer, unless the server asks for it. Default 30000, at least 10. */
   max_ms?: number;
   /** The first wait is up to this, each further one up to twice the one before. Default 500, at least 10. */
   base_ms?: number;
@@ -43,13 +43,13 @@ export interface Options {
   retry?: Retry;
   queue?: Queue | boolean;
   heartbeat?: Heartbeat;
-  /** Milliseconds for one answer of the directory, and for one connection to open. Default 10000. */
+  /** Milliseconds for one answer of the directory, and for one connection to open. Default 10000, at most an hour. */
   timeout_ms?: number;
   /** More for `fetch` when it asks the directory: headers, credentials. */
   request?: RequestInit;
   /**
    * Whether not to come back after this. `code` is a Close code, or below 1000 the status of the directory's answer (0:
-   * it cannot be reached); `usual` is what `isFinal` says.
+   * it cannot be reached); `usual` is what `isFinal` says. What it throws ends it.
    */
   final?: (code: number, reason: string, usual: boolean) => boolean;
   /** Heed whether the page is hidden and the browser offline. Default true. */
@@ -88,7 +88,7 @@ export interface ReconnectingSocketEventMap extends WebSocketEventMap {
 
 /**
  * `open` comes for every connection that opens, `close` once: when it is over for good. In between `readyState` is
- * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean.
+ * CONNECTING and `reconnecting` tells why. `error` comes before a `close` that was not clean, unless `close()` was called.
  */
 export class ReconnectingSocket extends EventTarget implements WebSocket {
   /**

@@ -1,4 +1,4 @@
-// Names: client.d.ts. Use: docs/clients.md. Rules: the same as in pybalancer/client/rules.py, by shared vectors.
+// Types: client.d.ts. Use: docs/clients.md.
 
 export const DEFAULTS = {
   min_ms: 0, max_ms: 30000, base_ms: 500, stable_ms: 10000, window_ms: 5000, fallback: null,
@@ -56,7 +56,7 @@ export class Comeback {
     this.#opened = this.#url = null;
     if (this.#final(code, reason, isFinal(code))) return null;
     const grown = Math.max(base_ms, 10) * 2 ** this.losses++;
-    let top = Math.max(min_ms, hidden ? max_ms : Math.min(max_ms, grown));
+    let top = Math.max(min_ms, 10, hidden ? max_ms : Math.min(max_ms, grown));
     if (code == 1012 || code == 1013) top = Math.max(top, time(+(/\bwindow_ms=(\d+)/.exec(reason)?.[1] ?? window_ms)));
     this.#notBefore = now + (after ?? min_ms);
     return after == null ? min_ms + chance * (top - min_ms) : after + chance * top;
@@ -98,14 +98,14 @@ export class ReconnectingSocket extends EventTarget {
     if (new Set(names).size < names.length || !names.every((name) => /^[\w!#-'*+.^`|~-]+$/.test(name)))
       refuse("SyntaxError", `invalid subprotocols: ${names}`);
     this.url = this.#target = url.href;
-    this.#options = {timeout_ms: 10000, ...options};
+    this.#options = {...options, timeout_ms: time(options.timeout_ms) ?? 10000};
     this.#page = options.page === false ? {} : world;
     this.#comeback = new Comeback(url.href, options.retry, options.final);
     for (const type of ["open", "message", "error", "close", "reconnecting"]) {
       this[`on${type}`] = null;
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
-    this.#begin();
+    this.#begin(true);
     const {signal} = this.#over;
     for (const type of ["online", "offline"]) this.#page.addEventListener?.(type, this.#wake, {signal});
     this.#page.document?.addEventListener("visibilitychange", this.#wake, {signal});
@@ -129,7 +129,7 @@ export class ReconnectingSocket extends EventTarget {
     const {size} = new Blob([data]);
     if (this.#queue.length >= messages || this.#queued + size > bytes) refuse("QuotaExceededError", "queue full");
     // A copy: the caller may write into its own at once.
-    this.#queue.push([data?.slice?.() ?? structuredClone(data), size]);
+    this.#queue.push([data?.slice?.() ?? (ArrayBuffer.isView(data) ? structuredClone(data) : `${data}`), size]);
     this.#queued += size;
   }
 
@@ -146,8 +146,8 @@ export class ReconnectingSocket extends EventTarget {
     else this.#socket.close(code, reason);
   }
 
-  #begin() {
-    if (/^ws/.test(this.#target)) this.#connect(this.#target, null);
+  #begin(first) {
+    if (/^ws/.test(this.#target)) this.#connect(this.#target, null, first);
     else this.#ask();
   }
 
@@ -165,14 +165,18 @@ export class ReconnectingSocket extends EventTarget {
     this.#asking = null;
     if (this.readyState) return;
     const next = this.#comeback.answer(status, text, after, this.#world.Date.now());
-    if (next.url) {
-      try { return this.#connect(next.url, next.backend); } catch { /* a page of https: may not use ws: */ }
-    }
-    this.#lost({code: next.status ?? 1006, reason: `from the directory: ${next.url ?? status}`, after: next.after});
+    if (next.url) this.#connect(next.url, next.backend);
+    else this.#lost({code: status, reason: `from the directory: ${status}`, after: next.after});
   }
 
-  #connect(url, backend) {
-    const socket = (this.#socket = new this.#world.WebSocket(url, this.#protocols));
+  #connect(url, backend, first) {
+    let socket;
+    try {
+      socket = this.#socket = new this.#world.WebSocket(url, this.#protocols);
+    } catch (error) {
+      if (first) throw error;
+      return this.#lost({code: 1006, reason: `${error}`});
+    }
     Object.assign(this, {url, backend});
     socket.binaryType = this.#binary;
     this.#timer = this.#world.setTimeout(() => this.#drop("not open in time"), this.#options.timeout_ms);
@@ -208,9 +212,9 @@ export class ReconnectingSocket extends EventTarget {
       // A timer that is far too late slept with the page: the reply may be waiting behind it.
       if (asked && heard == this.#heard && now < due + timeout_ms) return this.#drop("no reply to the heartbeat");
       if (left > 0) return this.#watch(left);
-      this.#socket.send(typeof message == "function" ? message() : message);
       this.#watch(timeout_ms, true);
-    }, ms);
+      this.#socket.send(typeof message == "function" ? message() : message);
+    }, time(ms));
   }
 
   #drop(reason) {
@@ -225,8 +229,13 @@ export class ReconnectingSocket extends EventTarget {
     this.#stop();
     this.#socket = null;
     if (this.readyState == 2) return this.#end(event);
-    const delay_ms = this.#comeback.wait(now, this.#world.Math.random(), event, this.#page.document?.hidden);
-    if (delay_ms == null) return this.#end({code: code < 1000 ? 1006 : code, reason, wasClean}, !wasClean);
+    let delay_ms;
+    try {
+      delay_ms = this.#comeback.wait(now, this.#world.Math.random(), event, this.#page.document?.hidden);
+    } finally { // also if the caller's final throws
+      if (delay_ms == null) this.#end({code: code < 1000 ? 1006 : code, reason, wasClean}, !wasClean);
+    }
+    if (delay_ms == null) return;
     this.readyState = 0;
     this.#at = now + delay_ms;
     this.#wait();
@@ -241,7 +250,7 @@ export class ReconnectingSocket extends EventTarget {
 
   #wake = ({type}) => {
     if (type == "visibilitychange" && this.#page.document.hidden) return;
-    if (this.readyState == 1) {
+    if (this.readyState == 1 && this.#heard >= 0) {
       this.#heard = -Infinity;
       this.#watch(0);
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ LAST_WORDS: Final = 0.5
 
 WORDS: Final = ("name", "pool", "address")
 """What may stand in braces."""
+
+_BRACES: Final = re.compile(r"(\$?)\{(\w+)\}")
 
 
 class CommandError(Exception):
@@ -53,10 +56,14 @@ class Command:
         """Raises ValueError for what cannot be split, and for unknown words in braces."""
         if not self.arguments(dict.fromkeys(WORDS, "x")):
             raise ValueError("the command is empty")
-        for word in re.findall(r"(?<!\$)\{(\w+)\}", self.line):
-            if word not in WORDS:
+        for dollar, word in _BRACES.findall(self.line):
+            if not dollar and word not in WORDS:
                 known = ", ".join(f"{{{one}}}" for one in WORDS)
                 raise ValueError(f"{{{word}}} means nothing in a command; there are {known}")
+            if dollar and word in WORDS:
+                # Whichever of both was meant, a guess might restart something else.
+                why = f"is a variable of the shell: write {{{word}}} to have it filled in"
+                raise ValueError(f"${{{word}}} {why}, or give the variable another name")
 
     def arguments(self, values: Mapping[str, str]) -> list[str]:
         """What is run."""
@@ -68,6 +75,15 @@ class Command:
         except ValueError as error:
             raise ValueError(f"{self.line!r} cannot be split into arguments: {error}") from None
         return [_filled(part, values) for part in parts]
+
+    def missing(self, values: Mapping[str, str]) -> str | None:
+        """Why it cannot be run, if that can be seen beforehand: it would cost a drain to find out."""
+        program = self.arguments(values)[0]
+        if shutil.which(program) is not None:
+            return None
+        if "/" not in program:
+            return f"there is no program {program!r} on the PATH; what only a shell knows needs --shell"
+        return f"{program!r} " + ("cannot be run" if os.path.exists(program) else "is not there")
 
     async def run(self, values: Mapping[str, str], timeout: float) -> str:  # noqa: ASYNC109
         """Run it and return what it said, on both of its outputs.
@@ -99,14 +115,17 @@ class _Tail:
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        self._lost = 0
 
     def take(self, data: bytes) -> None:
         self._kept += data
+        self._lost += max(0, len(self._kept) - MOST_OUTPUT)
         del self._kept[:-MOST_OUTPUT]
 
     @property
     def text(self) -> str:
-        return self._kept.decode("utf-8", "replace")
+        text = self._kept.decode("utf-8", "replace")
+        return f"({self._lost:,} bytes before this are not kept)\n{text}" if self._lost else text
 
 
 async def _run(arguments: Sequence[str], environment: Mapping[str, str], output: _Tail) -> int:
@@ -152,9 +171,5 @@ async def _end_all(process: trio.Process) -> None:
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    for word in values:
-        text = text.replace(f"{{{word}}}", f"\0{word}\0")
-    # Twice, so that a name with braces in it is not filled in itself.
-    for word, value in values.items():
-        text = text.replace(f"\0{word}\0", value)
-    return text
+    # At once, so that a name with braces in it is not filled in itself.
+    return _BRACES.sub(lambda found: found[0] if found[1] else values.get(found[2], found[0]), text)

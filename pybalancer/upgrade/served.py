@@ -279,10 +279,13 @@ class Served(Balancer):
             await self._upgrade_decided.wait()
             async with super()._changing():
                 if self._upgrade_decided.is_set():
-                    if self.replaced_by is not None:
-                        raise PybalancerError(f"process {self.replaced_by} has taken over: ask that one")
                     yield
                     return
+
+    def _not_ending(self) -> None:
+        if self.replaced_by is not None:
+            raise PybalancerError(f"process {self.replaced_by} has taken over: ask that one")
+        super()._not_ending()
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         """As of every balancer. During an upgrade it waits, after one it is the new process's business."""

@@ -51,14 +51,19 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 extern struct settings settings;     // read as memory: its place is known when the program is loaded
 extern u64 services, tables, backends, counters, of_services, of_backends;
 
-enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10, MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4 };
+enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10 };
+enum { MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
 struct mac { u16 part[3]; };
 struct interface { u32 index; struct mac mac; u16 zero; };
+// A look-up in a hash map is a call, which costs as much as all the rest. So most services are in the settings
+// once more, where it takes a comparison: each at the one place for it, unless another was there first.
+struct near { u64 address[2]; u32 rest, number_and_1, mtu, zero; };      // 0: nothing is here
 struct settings {
     u64 key[4];                     // SipHash's state after the key
     u32 size, me;                   // slots of tables; which backend an agent is
     u32 live[MOST_SERVICES];        // which of a service's two tables; one store swaps them
     struct interface interfaces[MOST_INTERFACES];   // at its index's end, or one of the places behind that
+    struct near near[1 << NEAR_BITS];
 };
 struct service_key { u8 address[16]; u16 port; u8 protocol, zero; };    // port and protocol 0: the address
 struct service { u32 number, mtu; };
@@ -133,9 +138,16 @@ INLINE u64 hash(const struct flow *flow) {
     return a ^ b ^ c ^ d;
 }
 
+// Addresses of flows are written in words of 8 bytes because they are read so: a load waits for a store that
+// has only a part of it.
 INLINE void set_v4(void *address, u32 from) {
-    u32 *to = address;
-    to[0] = 0; to[1] = 0; to[2] = 0xffff0000; to[3] = from;
+    u64 *to = address;
+    to[0] = 0; to[1] = 0xffff0000 | (u64)from << 32;
+}
+
+INLINE void keep_v6(void *address, const u32 *from) {
+    u64 *to = address;
+    to[0] = from[0] | (u64)from[1] << 32; to[1] = from[2] | (u64)from[3] << 32;
 }
 
 INLINE void set_v6(void *address, const u32 *from) {
@@ -162,7 +174,7 @@ INLINE int read_error(u8 *end, u8 *inner, u32 length, int v6, struct flow *flow)
         if (ip->source[0] != ours[0] || ip->source[1] != ours[1] || ip->source[2] != ours[2] ||
             ip->source[3] != ours[3]) return NOT_OURS;
         flow->key.protocol = ip->next;
-        set_v6(flow->client, ip->destination);
+        keep_v6(flow->client, ip->destination);
         ports = inner + 40;
     } else {
         struct ipv4 *ip = (void *)inner;
@@ -228,8 +240,8 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     u32 rest = NET16(ip->length);
     // Where a v4 address lies in maps, no v6 packet may be for: services of IPv4 are IPv4's.
     if (ip->destination[0] == 0 && ip->destination[1] == 0 && ip->destination[2] == 0xffff0000) return NOT_OURS;
-    set_v6(flow->key.address, ip->destination);
-    set_v6(flow->client, ip->source);
+    keep_v6(flow->key.address, ip->destination);
+    keep_v6(flow->client, ip->source);
     flow->ip = at;
     flow->length = rest + 40;
     flow->v6 = 1;
@@ -272,6 +284,22 @@ INLINE u32 read_ethernet(struct xdp_md *ctx, u8 *data, u8 *end, u16 *type, struc
         at += 4;
     }
     return at;
+}
+
+// The service that a packet is for; 0 if there is none.
+INLINE int find_service(struct flow *flow, struct service *found) {
+    u64 *address = (void *)flow->key.address;
+    u32 rest = flow->key.port | (u32)flow->key.protocol << 16;
+    u64 mixed = address[0] ^ address[1] ^ rest;
+    u32 home = ((u32)mixed ^ (u32)(mixed >> 32)) * 0x9e3779b1 >> (32 - NEAR_BITS);
+    struct near *near = &settings.near[home & ((1 << NEAR_BITS) - 1)];
+    if (near->address[0] == address[0] && near->address[1] == address[1] && near->rest == rest && near->number_and_1) {
+        *found = (struct service){near->number_and_1 - 1, near->mtu};
+        return 1;
+    }
+    struct service *service = map_lookup(&services, &flow->key);
+    if (service) *found = *service;
+    return service != 0;
 }
 
 // The row of a flow: six backend ids of 10 bits, the owner first. One load, so it is of one table.
@@ -394,7 +422,7 @@ INLINE void count_service(u32 number, const struct flow *flow) {
 SECTION("xdp/director") int director(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
-    u16 type;
+    struct service service; u16 type;
     u32 at = read_ethernet(ctx, data, end, &type, &flow);
     int reason = NOT_OURS;
     if (at && type == IPV4) reason = read_v4(data, end, at, &flow);
@@ -403,17 +431,16 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
         count(reason);
         return reason == NOT_OURS ? XDP_PASS : XDP_DROP;
     }
-    struct service *service = map_lookup(&services, &flow.key);
-    if (!service) {
+    if (!find_service(&flow, &service)) {
         count(NOT_OURS);
         return XDP_PASS;
     }
-    count_service(service->number, &flow);
-    u64 hashed = hash(&flow), entry = row(service->number, hashed);
+    count_service(service.number, &flow);
+    u64 hashed = hash(&flow), entry = row(service.number, hashed);
     u32 id = entry & ID;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
     if (!id && !flow.opening) id = entry >> 10 & ID;
-    int verdict = id ? forward(ctx, &flow, id, service->mtu, hashed, 0, 0) : -NO_BACKEND;
+    int verdict = id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
     if (verdict < 0) {
         count(-verdict);
         return XDP_DROP;
@@ -465,13 +492,10 @@ INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
         if (id == me) begin = place + 1;
         else if (id) others++;
     }
-    if (!others) return 0;
-    u32 skip = hops / 4 % others;
+    u32 skip = others ? hops / 4 % others : 0;
     for (u32 step = 0; step < WIDTH; step++) {
-        u32 place = begin + step < WIDTH ? begin + step : begin + step - WIDTH;
-        u32 id = entry >> (10 * place) & ID;
-        if (!id || id == me) continue;
-        if (!skip--) return id;
+        u32 id = entry >> (10 * ((begin + step) % WIDTH)) & ID;
+        if (id && id != me && !skip--) return id;
     }
     return 0;
 }
@@ -489,7 +513,7 @@ INLINE int deliver(struct xdp_md *ctx, struct flow *flow, u32 wrapped, int reaso
 SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
-    u16 type;
+    struct service service; u16 type;
     u32 wrapped = 0, at = read_ethernet(ctx, data, end, &type, &flow), me = settings.me;
     if (!at) goto not_ours;
     // An outer header to this host's own address.
@@ -526,16 +550,15 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     else if (type == IPV6) reason = read_v6(data, end, at + wrapped, &flow);
     // What the director would not have sent is the stack's, as if there were no agent.
     if (reason != FORWARDED) goto not_ours;
-    struct service *service = map_lookup(&services, &flow.key);
-    if (!service) goto not_ours;
-    count_service(service->number, &flow);
+    if (!find_service(&flow, &service)) goto not_ours;
+    count_service(service.number, &flow);
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(&flow);
-    u32 next = next_of(row(service->number, hashed), me, flow.hops);
+    u32 next = next_of(row(service.number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= MOST_HOPS) return deliver(ctx, &flow, wrapped, HOPS);
-    int verdict = forward(ctx, &flow, next, service->mtu, hashed, flow.hops + 1, wrapped);
+    int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
     if (verdict < 0) {
         count(-verdict);
         return XDP_DROP;

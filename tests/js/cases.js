@@ -354,6 +354,26 @@ export async function an_address_that_the_browser_forbids_is_a_loss() {
   equal(told, ["reconnecting 1006"]);
 }
 
+export async function what_is_forbidden_later_is_a_loss() {
+  const {world, told} = await opened();
+  world.socket.end();
+  world.forbidden = true;
+  await world.pass(250);
+  equal([told, world.sockets.length], [["reconnecting 1006", "reconnecting 1006"], 1]);
+  world.forbidden = false;
+  await world.pass(1000);
+  equal(world.sockets.length, 2);
+}
+
+export async function a_final_that_throws_ends_it() {
+  const {world, socket, told} = await opened({queue: true, final() { throw new Error("a mistake"); }});
+  let thrown;
+  try { world.socket.end(); } catch (error) { thrown = error.message; }
+  await world.pass(1e6);
+  equal([thrown, socket.readyState, told, world.sockets.length], ["a mistake", 3, ["error", "close 1006  false"], 1]);
+  socket.send("late");
+}
+
 // The queue.
 
 export async function what_is_sent_while_away_goes_in_order_and_once() {
@@ -414,11 +434,13 @@ export async function the_queue_keeps_copies() {
   socket.send(new DataView(bytes.buffer, 3, 2));
   socket.send(new Blob(["blob"]));
   socket.send(7);
-  equal(socket.bufferedAmount, 2 + 5 + 2 + 4 + 1);
+  socket.send(new URL("http://a.test/"));
+  equal(socket.bufferedAmount, 2 + 5 + 2 + 4 + 1 + 14);
   bytes.fill(0);
   world.socket.open();
   const sent = await Promise.all(world.socket.sent.map(async (data) => [...new Uint8Array(await new Blob([data]).arrayBuffer())]));
-  equal(sent, [[2, 3], [1, 2, 3, 4, 5], [4, 5], [98, 108, 111, 98], [55]]);
+  const url = [...new TextEncoder().encode("http://a.test/")];
+  equal(sent, [[2, 3], [1, 2, 3, 4, 5], [4, 5], [98, 108, 111, 98], [55], url]);
 }
 
 // The page.
@@ -561,6 +583,53 @@ export async function a_page_that_is_looked_at_asks_at_once() {
   equal(world.socket.sent, ["ping"]);
   await world.pass(5000);
   equal(told, ["reconnecting 1006"]);
+}
+
+export async function looking_at_it_again_and_again_does_not_put_the_end_off() {
+  const {world, told} = await opened(HEART);
+  for (let turn = 0; turn < 2; turn++) {
+    await world.hide(false);
+    await world.pass(2000);
+  }
+  equal([world.socket.sent, told], [["ping"], []]);
+  await world.pass(1000);
+  equal(told, ["reconnecting 1006"]);
+  const other = await opened(HEART);
+  await other.world.hide(false);
+  await other.world.pass(0);
+  other.world.socket.say("pong");
+  await other.world.hide(false);
+  await other.world.pass(0);
+  equal(other.world.socket.sent, ["ping", "ping"]);
+}
+
+export async function a_message_that_cannot_be_made_is_no_reply() {
+  const {world, told} = await opened({heartbeat: {...HEART.heartbeat, message() { throw new Error("a mistake"); }}});
+  let thrown;
+  try { await world.pass(20000); } catch (error) { thrown = error.message; }
+  await world.pass(5000);
+  equal([thrown, told], ["a mistake", ["reconnecting 1006"]]);
+}
+
+export async function closing_in_the_heartbeat_leaves_no_timer() {
+  const all = await opened({heartbeat: {...HEART.heartbeat, message() { all.socket.close(); return "bye"; }}});
+  all.world.socket.send = () => {}; // one that is closing takes all and sends nothing
+  await all.world.pass(20000);
+  equal([all.socket.readyState, all.world.timers.size], [2, 0]);
+}
+
+export async function times_without_end_are_no_times_of_nothing() {
+  for (const forever of [Infinity, 2 ** 31, undefined]) {
+    const {world, told} = made(DIRECTORY, {timeout_ms: forever});
+    equal([...world.timers.keys()].map(({at}) => at), [forever ? 3600000 : 10000]);
+    await world.question.answer(200, found());
+    equal([...world.timers.keys()].map(({at}) => at), [forever ? 3600000 : 10000]);
+    equal(told, []);
+  }
+  const {world, told} = await opened({heartbeat: {interval_ms: Infinity}});
+  await world.pass(3 * 3600000);
+  equal([world.timers.size, world.socket.sent, told], [1, [], []]);
+  equal([...world.timers.keys()].map(({at}) => at), [4 * 3600000]);
 }
 
 export async function without_a_heartbeat_nothing_is_sent() {

@@ -1,5 +1,6 @@
 """Values as people write them, each with what it means or what is wrong with it."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -170,7 +171,9 @@ def test_what_is_no_source(text: Any) -> None:
         values.source(text)
 
 
-@pytest.mark.parametrize("text", ["https://a", "http://localhost:3000", "https://[::1]:80"])
+@pytest.mark.parametrize(
+    "text", ["https://a", "http://localhost:3000", "https://[::1]:80", "https://[::443]"]
+)
 def test_origins(text: str) -> None:
     assert values.origin(text) == text
 
@@ -181,6 +184,14 @@ def test_origins(text: str) -> None:
 def test_what_is_no_origin(text: Any) -> None:
     with pytest.raises(ValueError, match="is not an origin"):
         values.origin(text)
+
+
+@pytest.mark.parametrize("text", ["https://a:443", "http://a:80", "https://[::1]:443"])
+def test_no_browser_sends_the_usual_port(text: str) -> None:
+    with pytest.raises(ValueError, match=rf'write "{re.escape(text.rpartition(":")[0])}"'):
+        values.origin(text)
+    other = text.replace("https", "http") if "https" in text else text.replace("http", "https")
+    assert values.origin(other) == other
 
 
 @pytest.mark.parametrize("text", ["a\r\nb", "a\nb", "\0", " a", "a ", "ä", 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -67,9 +68,30 @@ def test_what_is_no_command_is_said_before_anything_is_drained(line: str, says: 
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("shell", [False, True])
+def test_what_may_mean_a_variable_is_not_guessed(shell: bool) -> None:
+    with pytest.raises(ValueError, match=r"\$\{name\} is a variable of the shell: write \{name\} to have it"):
+        Command("restart app@${name}", shell)
+    assert Command("echo ${HOME}", shell).arguments(VALUES)[-1].endswith("${HOME}")
+
+
 def test_an_empty_line_for_the_shell_is_none_either() -> None:
     with pytest.raises(ValueError, match="the command is empty"):
         Command("  ", shell=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("systemctl-nowhere restart {name}", "no program 'systemctl-nowhere' on the PATH; .* --shell"),
+        ("/nowhere/{name}/restart", "'/nowhere/app-1/restart' is not there"),
+        ("/etc/passwd", "'/etc/passwd' cannot be run"),
+    ],
+)
+def test_a_program_that_is_missing_is_seen_beforehand(line: str, says: str) -> None:
+    assert re.search(says, Command(line).missing(VALUES) or "")
+    assert Command(line, shell=True).missing(VALUES) is None
+    assert Command(python("pass")).missing(VALUES) is None
 
 
 async def test_it_returns_what_was_said_on_both_outputs() -> None:
@@ -117,8 +139,10 @@ async def test_what_cannot_be_run_is_a_failure(line: str, says: str) -> None:
 async def test_the_last_of_much_output_is_kept() -> None:
     much = python(f"import sys; sys.stdout.write('x' * {3 * MOST_OUTPUT}); print('the end')")
     said = await Command(much).run(VALUES, LONG)
-    assert len(said) == MOST_OUTPUT
-    assert said.endswith("the end\n")
+    first, kept = said.split("\n", 1)
+    assert first == f"({2 * MOST_OUTPUT + 8:,} bytes before this are not kept)"
+    assert len(kept) == MOST_OUTPUT
+    assert kept.endswith("the end\n")
 
 
 async def test_output_that_is_no_text_harms_nobody() -> None:
@@ -297,11 +321,11 @@ def test_the_result_has_why_and_what_was_said_of_each() -> None:
     log.tell({"event": "moved", "backend": "a", "from": "checking", "to": "done", "why": "it is up"})
     log.tell({"event": "output", "backend": "a", "output": "restarted", "error": None})
     log.tell({"event": "progress", "backend": "b"})
-    result = log.result("chat", roll)
+    result = log.result("chat", roll, "interrupted")
     assert passed == ["moved", "output", "progress"]
     assert result.to_dict() == {
         "pool": "chat",
-        "outcome": "running",
+        "outcome": "interrupted",
         "steps": [
             {"backend": "a", "step": "done", "why": "it is up", "output": "restarted"},
             {"backend": "b", "step": "waiting", "why": "", "output": ""},

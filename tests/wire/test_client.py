@@ -314,6 +314,41 @@ async def test_each_connection_is_greeted_before_anything_else_is_sent() -> None
     assert got == [["log in", "1"], ["log in", "2"]]
 
 
+async def test_a_send_that_is_cancelled_is_not_completed_by_what_follows() -> None:
+    """Else the server would get a message that was never sent: its beginning, and the frames behind it."""
+    size, reads = 64 << 20, threading.Event()
+    got: list[bytes] = []
+    lengths: list[int] = []
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(accepted(connection))
+        reads.wait(PATIENCE)
+        head = connection.recv(2)
+        length = 2
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(1 << 20):
+                length += len(piece)
+        lengths.append(length)
+        got.append(head)
+
+    with server(talk) as running:
+        async with connect(f"ws://{running.address}/", retry=SOON, heartbeat=None) as client:
+            while not client.connected:
+                await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send, bytes(size))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+            assert not client.connected
+            reads.set()
+            await client.send("next")
+            await trio.to_thread.run_sync(until, lambda: len(got) == 1, "the end of the first")
+        await trio.to_thread.run_sync(until, lambda: len(got) == 2, "the end of the second")
+    # A frame of 64 MiB, and on a connection of its own one of 4 bytes.
+    assert got == [b"\x82\xff", b"\x81\x84"]
+    assert lengths[0] < size
+
+
 async def test_a_server_that_is_silent_is_left() -> None:
     """It answers no ping: its process is stopped."""
     with backends("websockets", "websockets") as (mute, other):

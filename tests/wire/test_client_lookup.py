@@ -13,7 +13,7 @@ import pytest
 from pybalancer.client import lookup
 from pybalancer.client.lookup import MOST_BYTES, Reply, look
 
-from .directories import answer, directory
+from .directories import Answer, answer, directory
 from .net import PATIENCE, server
 
 
@@ -103,20 +103,68 @@ def test_nobody_there() -> None:
         assert asked(f"http://127.0.0.1:{holder.getsockname()[1]}/") == Reply(0)
 
 
-def test_silence_and_dribbling_have_an_end() -> None:
-    """Without the deadline the second would go on for ever, and this test be stopped."""
-    over = threading.Event()
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b""),
+        (b"HTTP/1.1 200 O", b"K"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n", b" "),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 10000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"a"),
+    ],
+    ids=["silence", "status", "field", "body", "error", "chunk"],
+)
+def test_silence_and_dribbling_have_an_end(head: bytes, piece: bytes) -> None:
+    """Without the deadline it would go on for as long as the server likes."""
+    left = threading.Event()
 
     def dribble(connection: socket.socket) -> None:
         connection.recv(1 << 16)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
-        while not over.wait(0.01):
-            connection.sendall(b" ")
+        connection.sendall(head)
+        try:
+            while not left.wait(0.01):
+                connection.sendall(piece)
+        except OSError:
+            left.set()
 
-    def silence(connection: socket.socket) -> None:
-        over.wait(PATIENCE)
+    with server(dribble) as running:
+        done = []
+        asker = threading.Thread(
+            target=lambda: done.append(asked(f"http://{running.address}/", timeout=0.2)), daemon=True
+        )
+        asker.start()
+        asker.join(PATIENCE)
+        in_time = list(done)
+        left.set()
+    assert in_time == [Reply(0)]
 
-    for behaviour in (silence, dribble):
-        with server(behaviour) as running:
-            assert asked(f"http://{running.address}/", timeout=0.2) == Reply(0)
-    over.set()
+
+def test_redirects_share_the_time() -> None:
+    """Each is in time for itself; were each given all of it, the last would be reached."""
+    over = threading.Event()
+
+    def slow() -> Answer:
+        over.wait(0.15)
+        return answer(302, None, Location=f"/connect?{len(running.asked)}")
+
+    with directory(slow) as running:
+        assert asked(running.url, timeout=0.4) == Reply(0)
+    assert len(running.asked) < 5
+
+
+def test_a_redirect_to_elsewhere_takes_no_secrets_along() -> None:
+    with directory(lambda: answer(200, 7)) as there:
+        with directory(lambda: answer(307, None, Location=there.url)) as here:
+            assert look(here.url, PATIENCE, {"Authorization": "Bearer 1", "Cookie": "a=b"}, None).text == "7"
+    assert here.asked[0][1]["authorization"] == "Bearer 1"
+    ((_, fields),) = there.asked
+    assert not {"authorization", "cookie"} & set(fields)
+    assert fields["accept"] == "application/json"
+
+
+def test_a_redirect_within_the_directory_keeps_them() -> None:
+    answers = [answer(200, 7), answer(307, None, Location="/other")]
+    with directory(answers.pop) as running:
+        assert asked(running.url) == Reply(200, "7")
+    assert [fields["x-token"] for _, fields in running.asked] == ["1", "1"]

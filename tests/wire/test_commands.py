@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pybalancer.config.secret import ticket_digest
 
 from .net import PATIENCE, until
 from .services import Services, Visitor, services, visit
@@ -80,6 +83,18 @@ def test_drain_waits_for_its_end_and_undrain_takes_it_back(serving: Serving) -> 
     visit(serving.address, 1, ["app-1"])
     again = serving.ask("undrain", "app-1")
     assert (again.returncode, again.stderr) == (0, "pybalancer: warning: chat/app-1 was not drained\n")
+
+
+def test_undrain_of_one_that_is_down_says_so(serve: Serve, file: Path, fleet: Services) -> None:
+    file.write_text(file.read_text() + '[pools.chat.health]\ninterval = "50ms"\ntimeout = "50ms"\nfall = 1\n')
+    serving = serve(file)
+    serving.line("admin interface at")
+    fine(serving, "drain", "app-1")
+    os.kill(fleet.pids["app-1"], signal.SIGKILL)
+    until(lambda: backends(serving)["app-1"]["state"] == "down", "its check finds it down")
+    answer = serving.ask("undrain", "app-1")
+    assert (answer.returncode, answer.stdout) == (0, "undrained chat/app-1\n")
+    assert answer.stderr == "pybalancer: warning: down, so it takes no tunnels yet: app-1\n"
 
 
 def test_drain_says_what_it_has_begun(serving: Serving) -> None:
@@ -153,7 +168,7 @@ def test_ctrl_c_ends_the_waiting_not_the_drain(serving: Serving) -> None:
     _, said = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 130
     if said:  # It may not have come to the waiting yet.
-        assert said == "it goes on by itself: `pybalancer undrain` stops it\n"
+        assert said == "it goes on by itself: `pybalancer undrain app-1` stops it\n"
     (drain,) = serving.status()["drains"]
     assert drain["state"] == "running"
     close(visitors)
@@ -171,6 +186,42 @@ def test_who_waits_is_told_that_somebody_has_stopped_it(serving: Serving) -> Non
     assert said.startswith("the drain of chat/app-1 was stopped by somebody: closed ")
     assert "still there" in said
     close(visitors)
+
+
+def test_who_waits_is_told_what_was_left_when_the_balancer_ended(serving: Serving) -> None:
+    visitors = visit(serving.address, 12, NAMES)
+    count = sum(visitor.backend == "app-1" for visitor in visitors)
+    # It looks more than once before it ends: what it shows on a terminal says that it waits.
+    ours, theirs = pty.openpty()
+    given = ("drain", "app-1", "--over", "1h", "--deadline", "2h")
+    waiting = interruptible(serving, *given, stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    assert b"left" in os.read(ours, 4096)
+    serving.process.kill()
+    serving.wait()
+    _, said = waiting.communicate(timeout=PATIENCE)
+    os.close(ours)
+    assert waiting.returncode == 1
+    told = rf"pybalancer: \d+ of {count} tunnels were left when the balancer last answered: "
+    assert re.match(told, said)
+    close(visitors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("drain", "app-1", "--over", "2s", "--deadline", "1s"), "the deadline of a drain (1 s) comes after"),
+        (("drain", "app-1", "--code", "1006"), "1006 may not be sent in a Close"),
+        (("undrain", "app-1", "--slow-start", "401d"), "longer than 400 days"),
+    ],
+)
+def test_what_the_balancer_finds_wrong_with_a_question_is_usage(
+    serving: Serving, arguments: tuple[str, ...], says: str
+) -> None:
+    answer = serving.ask(*arguments)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert says in answer.stderr
+    assert not any(backend["draining"] for backend in backends(serving).values())
 
 
 def test_a_terminal_sees_how_far_it_is(serving: Serving) -> None:
@@ -295,6 +346,31 @@ def test_diff_knows_whether_the_secret_is_another(serve: Serve, file: Path, tmp_
         serving.close()
 
 
+def direct(text: str, **keys: str) -> str:
+    """That file with tickets, for clients that are sent to a backend."""
+    given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+    first, *rest = text.split("[[pools.chat.backends]]\n")
+    url = 'public_url = "ws://node.example"\n'
+    section = f"[pools.chat.direct]\nticket = true\n{given}"
+    return "".join([first, section, *(f"[[pools.chat.backends]]\n{url}{each}" for each in rest)])
+
+
+def test_diff_knows_whether_the_secret_of_tickets_is_another(
+    serve: Serve, file: Path, tmp_path: Path
+) -> None:
+    text = file.read_text()
+    file.write_text(direct(text, ticket_secret="ab" * 32))
+    serving = serve(file)
+    serving.line("admin interface")
+    new = tmp_path / "new.toml"
+    new.write_text(direct(text, ticket_secret="AB" * 32))
+    assert fine(serving, "diff", new) == "nothing changes\n"
+    new.write_text(direct(text, ticket_secret="cd" * 32))
+    assert fine(serving, "diff", new).startswith("pool chat changed\n")
+    new.write_text(direct(text, ticket_secret=ticket_digest("ab" * 32)))
+    assert fine(serving, "diff", new).startswith("pool chat changed\n")
+
+
 def test_102_diff_of_a_file_that_is_wrong(serving: Serving, tmp_path: Path, file: Path) -> None:
     new = tmp_path / "new.toml"
     new.write_text(file.read_text().replace("policy", "polcy"))
@@ -308,9 +384,12 @@ def test_102_diff_of_a_file_that_is_wrong(serving: Serving, tmp_path: Path, file
 
 
 def test_102_diff_does_not_send_secrets(serving: Serving, tmp_path: Path, file: Path) -> None:
-    secret, token = "1234567890abcdef" * 2, "a-token-of-some-length"
+    secret, token, tickets = "1234567890abcdef" * 2, "a-token-of-some-length", "fedcba0987654321" * 4
     new = tmp_path / "new.toml"
-    new.write_text(f'balancer = {{ secret = "{secret}", admin_token = "{token}" }}\n' + file.read_text())
+    new.write_text(
+        f'balancer = {{ secret = "{secret}", admin_token = "{token}" }}\n'
+        + direct(file.read_text(), ticket_secret=tickets)
+    )
     trace = tmp_path / "sitecustomize.py"
     trace.write_text(
         "import json, os\n"
@@ -326,3 +405,4 @@ def test_102_diff_does_not_send_secrets(serving: Serving, tmp_path: Path, file: 
     assert '"config"' in done.stderr
     assert secret not in done.stderr
     assert token not in done.stderr
+    assert tickets not in done.stderr

@@ -196,8 +196,14 @@ def test_some_only(serving: Serving, fleet: Services, roll: Start) -> None:
 
 def test_who_is_drained_already_is_left_alone(serving: Serving, fleet: Services, roll: Start) -> None:
     assert serving.ask("drain", "app-2").returncode == 0
-    lines = done(roll())
+    code, lines, complained = roll().end()
+    assert code == 0
     assert "app-2: skipped: it is drained already, so it is left alone" in lines
+    assert lines[-1].startswith("rolled pool chat: 2 of 3 backends in ")
+    assert complained == [
+        "pybalancer: still drained: app-2",
+        "pybalancer: take it back with: pybalancer undrain --pool chat --backend app-2",
+    ]
     assert fleet.restarts == ["app-1", "app-3"]
     assert drained(serving) == {"app-2"}
 
@@ -254,11 +260,45 @@ def test_a_command_that_fails_stops_it_and_the_rest_is_untouched(
     assert (code, complained) == (1, ["pybalancer: there is no roll of pool chat to go on with"])
 
 
-def test_what_was_broken_off_can_be_begun_anew(serving: Serving, fleet: Services, roll: Start) -> None:
-    assert roll(command="/nowhere/at-all {name}").end()[0] == 1
+@pytest.mark.parametrize("meanwhile", ["undrained", "left"])
+def test_what_was_broken_off_can_be_begun_anew(
+    serving: Serving, fleet: Services, roll: Start, meanwhile: str
+) -> None:
+    """Whom it has left drained was not drained by somebody else: it is restarted, and taken back."""
+    assert roll(command="/bin/false {name}").end()[0] == 1
     assert drained(serving) == {"app-1"}
-    assert serving.ask("undrain", "app-1").returncode == 0
+    if meanwhile == "undrained":
+        assert serving.ask("undrain", "app-1").returncode == 0
     done(roll("--anew"))
+    assert (fleet.restarts, drained(serving)) == (list(NAMES), set())
+
+
+def test_a_command_that_cannot_be_run_costs_nobody_a_drain(
+    serving: Serving, fleet: Services, roll: Start
+) -> None:
+    for arguments in ((), ("--dry-run",)):
+        code, lines, complained = roll(*arguments, command="/nowhere/at-all {name}").end()
+        assert (code, lines) == (2, [])
+        why = "the command for app-1 cannot be run: '/nowhere/at-all' is not there"
+        assert complained == [f"pybalancer: {why}"]
+    assert drained(serving) == set()
+    assert journals(serving) == []
+
+
+def test_what_is_told_to_type_asks_the_same_balancer(
+    serving: Serving, fleet: Services, roll: Start, file: Path
+) -> None:
+    del serving.environment["RUNTIME_DIRECTORY"]
+    socket = f"unix:{file.parent}/run/admin.sock"
+    code, _, complained = roll("--admin", socket, command="/bin/false").end()
+    assert code == 1
+    assert complained[-2:] == [
+        f"pybalancer: go on with: pybalancer roll chat --resume --admin {socket}",
+        f"pybalancer: or take it back with: pybalancer undrain --pool chat --backend app-1 --admin {socket}",
+    ]
+    # However its address is written.
+    other = f"{file.parent}/run/../run/admin.sock"
+    done(roll("--resume", "--exec", fleet.command, "--admin", other))
     assert fleet.restarts == list(NAMES)
 
 
@@ -285,6 +325,7 @@ def test_as_json(serving: Serving, fleet: Services, roll: Start) -> None:
     assert (code, complained, found["outcome"]) == (1, [], "failed")
     assert found["problem"] == "app-1: /bin/false: exit code 1"
     assert [step["step"] for step in found["steps"]] == ["failed", "waiting", "waiting"]
+    assert found["drained"] == ["app-1"]
 
 
 def test_one_roll_of_a_pool_at_a_time(fleet: Services, roll: Start) -> None:
@@ -410,6 +451,51 @@ def test_the_balancer_is_killed_and_another_started(
     fleet.release("app-2")
     lines = done(rolling)
     assert lines[-2] == "app-3: up, and taken back (3 of 3)"
+    assert (fleet.restarts, drained(another)) == (list(NAMES), set())
+
+
+def test_what_a_balancer_that_is_away_has_drained_is_told_with_a_doubt(
+    serving: Serving, fleet: Services, roll: Start
+) -> None:
+    fleet.hold("app-1")
+    rolling = roll()
+    fleet.reached("app-1")
+    serving.process.kill()
+    serving.wait()
+    rolling.says(next(line for line in iter(lambda: _line(rolling), "") if "waiting for it" in line))
+    rolling.process.send_signal(signal.SIGINT)
+    rolling.says("stopping: who is being drained is taken back; app-1 is seen through, once more ends it")
+    rolling.process.send_signal(signal.SIGINT)
+    code, _, complained = rolling.end()
+    doubt = "pybalancer: still drained: app-1 (a balancer that was started meanwhile does not know of it)"
+    assert (code, complained[2]) == (130, doubt)
+    # Its pipe has no reader any more, and holds nothing up.
+    (fleet.folder / "app-1.gate").unlink()
+
+
+def test_a_balancer_that_is_ending_is_waited_for(
+    serving: Serving, serve: Serve, file: Path, fleet: Services, roll: Start
+) -> None:
+    """It answers to the last moment, and takes no orders: that is no failure of the backend's."""
+    visitors = visit(serving.address, 3)
+    fleet.hold("app-1")
+    rolling = roll("--deadline", "0")
+    fleet.reached("app-1")
+    serving.signal(signal.SIGTERM)
+    serving.line("draining everything")
+    fleet.release("app-1")
+    rolling.says("app-1: waiting until it is up")
+    rolling.says(next(line for line in iter(lambda: _line(rolling), "") if "is ending" in line))
+    asked = {command: serving.ask(*command.split()) for command in ("drain app-2", "undrain app-2", "reload")}
+    for command, answer in asked.items():
+        ending = "pybalancer: this balancer is ending: nothing can be changed any more\n"
+        assert (answer.returncode, answer.stderr) == (1, ending), command
+    for visitor in visitors:
+        visitor.socket.close()
+    assert serving.wait() == 0
+    another = serve(file)
+    lines = done(rolling)
+    assert lines[-1].startswith("rolled pool chat: 3 backends")
     assert (fleet.restarts, drained(another)) == (list(NAMES), set())
 
 

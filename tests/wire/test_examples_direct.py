@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from .net import PATIENCE, until
+from .net import PATIENCE, server, until
 from .web.test_browser import CHROMIUM, QUIET
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +122,26 @@ def test_the_python_clients(example: Example, program: str) -> None:
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"app-\d.*: hello from (Python|asyncio)", lines[0])
     assert re.search(r"message (9|10)$", lines[-1])
+
+
+@pytest.mark.parametrize("program", ["client.py", "with_websockets.py"])
+def test_they_come_back_to_who_hangs_up(program: str) -> None:
+    """As a node does that is killed in the middle of a handshake."""
+
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+
+    with server(hang_up) as node:
+        client = subprocess.Popen(
+            [sys.executable, f"{FOLDER}/{program}", f"ws://{node.address}/"],
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            until(lambda: node.served >= 3 or client.poll() is not None, "the third attempt")
+        finally:
+            client.kill()
+            _, errors = client.communicate(timeout=PATIENCE)
+    assert (node.served >= 3, errors) == (True, "")

@@ -118,7 +118,8 @@ pub fn place(
             .field(name)
             .and_then(|value| str::from_utf8(value).ok())
     };
-    let origin = text("origin").filter(|_| !route.origins.is_empty());
+    // Redirects are for all; only to pages that are listed is their answer theirs to read.
+    let origin = text("origin").filter(|_| !route.origins.is_empty() && listed(route, request));
     let wishes = text("access-control-request-headers").filter(|wishes| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_, ".contains(&byte);
         wishes.len() <= MOST_WISHES && wishes.bytes().all(plain)
@@ -136,6 +137,17 @@ pub fn place(
         origin: origin.map(Box::from),
         varies: !route.origins.is_empty(),
         wishes: wishes.map(Box::from),
+    })
+}
+
+/// Whether each Origin that it names, if any, is one of the route's. Who is no browser sends none, and is no
+/// danger: what a list is against is a foreign page using a browser's cookies.
+pub fn listed(route: &Route, request: &Request<'_, '_>) -> bool {
+    let mut fields = request.fields.iter();
+    fields.all(|field| {
+        let mut origins = route.origins.iter();
+        !field.name.eq_ignore_ascii_case("origin")
+            || origins.any(|origin| origin.as_bytes().eq_ignore_ascii_case(field.value))
     })
 }
 

@@ -116,6 +116,35 @@ impl Kernel {
             .ok_or_else(|| PacketError::new("the settings are too short"))
     }
 
+    /// Note a service, number and MTU, where programs look first; None if it has gone. Nothing happens if its
+    /// place is another's: then programs look into the map.
+    pub fn set_near(&self, key: &[u8; 20], service: Option<(u32, u32)>) -> Result<(), PacketError> {
+        let at = layout::near(key);
+        let same = (at..)
+            .zip(key.chunks_exact(4))
+            .all(|(index, four)| word(&self.settings, index).to_ne_bytes() == four);
+        let taken = word(&self.settings, at + 5) != 0;
+        let Some(place) = self.settings.word(at + 5).filter(|_| same || !taken) else {
+            return Ok(());
+        };
+        let Some((number, mtu)) = service else {
+            if same {
+                place.store(0, Ordering::Release);
+            }
+            return Ok(());
+        };
+        if !same && (at..at + 5).any(|index| word(&self.settings, index) != 0) {
+            // Some packet may have compared the key of before, and not yet read whose it is.
+            sys::wait_for_packets().map_err(refused("wait for packets under way"))?;
+        }
+        if !same {
+            self.settings.write(at, key);
+        }
+        self.settings.write(at + 6, &mtu.to_ne_bytes());
+        place.store(number + 1, Ordering::Release);
+        Ok(())
+    }
+
     /// Whether a backend has a way.
     pub fn knows(&self, id: u16) -> bool {
         let at = usize::from(id) * BACKEND_WORDS;

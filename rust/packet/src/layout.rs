@@ -60,7 +60,7 @@ pub const REASONS: [(&str, &str); 15] = [
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
 /// service, count of a backend, number of reasons.
 pub const LAYOUT: [u32; 8] = [
-    40 + 4 * MAX_SERVICES + 12 * MAX_INTERFACES,
+    40 + 4 * MAX_SERVICES + 12 * MAX_INTERFACES + (32 << NEAR_BITS),
     12,
     20,
     8,
@@ -105,6 +105,21 @@ pub const LIVE_WORD: usize = 10;
 pub const INTERFACE_WORD: usize = LIVE_WORD + MAX_SERVICES as usize;
 /// How many places an interface may lie in.
 pub const INTERFACE_TRIES: u32 = 4;
+
+/// From which word on most services are in it once more, eight words each.
+const NEAR_WORD: usize = INTERFACE_WORD + 3 * MAX_INTERFACES as usize;
+const NEAR_BITS: u32 = 10;
+
+/// The word where a service has its place in the settings: key, number and 1, MTU (`struct near`).
+pub fn near(key: &[u8; 20]) -> usize {
+    let words = key.chunks_exact(4).map(|four| match *four {
+        [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
+        _ => 0,
+    });
+    // As `find_service` mixes them.
+    let mixed = words.fold(0, |mixed, word| mixed ^ word);
+    NEAR_WORD + 8 * (mixed.wrapping_mul(0x9e37_79b1) >> (32 - NEAR_BITS)) as usize
+}
 
 /// A row as packets read it.
 pub fn row(ids: [u16; WIDTH]) -> u64 {

@@ -107,9 +107,11 @@ mod tests {
     fn programs_name_their_maps() {
         let code = code("xdp/director").unwrap();
         let linked = code.link(|_| Some(0x0102_0304)).unwrap();
+        // One is looked up, the other read in its place.
         for (name, kind) in [("tables", 1), (IN_PLACE, 2)] {
-            let (at, _) = code.maps.iter().find(|(_, map)| map == name).unwrap();
-            assert_eq!(linked[at + 1] >> 4, kind, "{name}");
+            let mut maps = code.maps.iter();
+            let at = maps.find(|(_, found)| found == name).unwrap().0;
+            assert_eq!(linked[at + 1] >> 4, kind);
             assert_eq!(linked[at + 4..at + 8], [4, 3, 2, 1]);
         }
         assert!(code.link(|_| None).is_none());

@@ -122,6 +122,8 @@ impl Services {
                 )
                 .map_err(refused("note a service"))?;
             }
+            let name = layout::service_key(address, Some((port, protocol)));
+            kernel.set_near(&name, Some((number, mtu)))?;
             if let Some(service) = self.services.get_mut(&number) {
                 (service.key, service.mtu) = (key, mtu);
             }
@@ -185,6 +187,8 @@ impl Services {
             .services
             .values()
             .any(|service| service.key.0 == address);
+        let name = layout::service_key(address, Some((port, protocol)));
+        kernel.set_near(&name, None)?;
         let keys = [Some(Some((port, protocol))), (!others).then_some(None)];
         for name in keys.into_iter().flatten() {
             sys::map_delete(

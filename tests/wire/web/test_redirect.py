@@ -141,6 +141,21 @@ def test_pages_of_others_open_nothing(sent: Site) -> None:
     assert ask(sent, linked).status == 307
 
 
+@pytest.mark.parametrize(
+    "origins", [["https://evil.example"], ["null"], ["https://www.example.com", "https://evil.example"], []]
+)
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
+def test_pages_of_others_read_nothing(sent: Site, method: str, origins: list[str]) -> None:
+    fields = [f"Origin: {origin}" for origin in origins]
+    wish = "Access-Control-Request-Headers: x-user"
+    answer = ask(sent, request(*fields, wish, line=f"{method} /guarded HTTP/1.1"))
+    assert answer.status == (204 if method == "OPTIONS" else 307)
+    assert not [name for name in answer.head.names if name.startswith("access-control-")]
+    assert answer.head.get("vary") == "Origin"
+    listed = ask(sent, request("Origin: https://www.example.com", line=f"{method} /guarded HTTP/1.1"))
+    assert listed.head.get("access-control-allow-origin") == "https://www.example.com"
+
+
 def test_where_nobody_is_nobody_is_sent(sent: Site) -> None:
     for data in (request(line="GET /nobody HTTP/1.1"), handshake(line="GET /nobody HTTP/1.1")):
         answer = ask(sent, data)

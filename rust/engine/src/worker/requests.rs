@@ -485,16 +485,9 @@ fn begun(
     })
 }
 
-/// Whether a handshake may come from this page. Who is no browser sends no Origin, and is no danger:
-/// what an allow-list is against is a foreign page using a browser's cookies.
+/// Whether a handshake, or a question to a directory, may come from this page.
 fn origin_allowed(route: &Route, request: &Request<'_, '_>) -> bool {
-    let mut fields = request.fields.iter();
-    route.origins.is_empty()
-        || fields.all(|field| {
-            let mut allowed = route.origins.iter();
-            !field.name.eq_ignore_ascii_case("origin")
-                || allowed.any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(field.value))
-        })
+    route.origins.is_empty() || asking::listed(route, request)
 }
 
 /// Whether a connection is open and nothing has come on it.
