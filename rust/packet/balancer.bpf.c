@@ -151,8 +151,7 @@ INLINE void keep_v6(void *address, const u32 *from) {
 }
 
 INLINE void set_v6(void *address, const u32 *from) {
-    u32 *to = address;
-    to[0] = from[0]; to[1] = from[1]; to[2] = from[2]; to[3] = from[3];
+    for (int i = 0; i < 4; i++) ((u32 *)address)[i] = from[i];
 }
 
 // A packet that cannot be read is our business if it is for an address of ours; the reason says so.
@@ -323,12 +322,10 @@ INLINE u16 sum_v4(struct ipv4 *ip) {
 // The outer header. It has the hop count where routers leave it alone: in the identification, which
 // means nothing in a packet that must not be fragmented (RFC 6864), or in the flow label's end.
 INLINE void outer_v4(struct ipv4 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
-    ip->head = 0x45; ip->tos = 0;
-    ip->length = NET16(length + 20);
+    ip->head = 0x45; ip->tos = 0; ip->length = NET16(length + 20);
     ip->id = NET16(0x7060 | hops);
     ip->fragment = NET16(0x4000);
-    ip->ttl = 64;
-    ip->protocol = v6 ? IP6 : IPIP;
+    ip->ttl = 64; ip->protocol = v6 ? IP6 : IPIP;
     ip->checksum = 0;
     ip->source = hop->source[3] | (hashed & hop->spread);
     ip->destination = hop->address[3];
@@ -338,8 +335,7 @@ INLINE void outer_v4(struct ipv4 *ip, const struct hop *hop, u32 length, int v6,
 INLINE void outer_v6(struct ipv6 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
     ip->flow = NET32(0x60000000 | (hashed & 0xffff) << 4 | hops);
     ip->length = NET16(length);
-    ip->next = v6 ? IP6 : IPIP;
-    ip->hops = 64;
+    ip->next = v6 ? IP6 : IPIP; ip->hops = 64;
     set_v6(ip->source, hop->source);
     ip->source[3] |= hashed & hop->spread;
     set_v6(ip->destination, hop->address);
