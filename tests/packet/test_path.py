@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,7 @@ def pin() -> Iterator[str]:
     name = f"pybalancer-test/{os.getpid()}"
     yield name
     _core.PacketPath("director", secret=SECRET, pin=name).close(keep=False)
+    Path("/sys/fs/bpf", name).parent.rmdir()
 
 
 def attached() -> bool:
@@ -73,19 +75,20 @@ def test_a_table_is_swapped_whole(inside: Namespace) -> None:
     path = _core.PacketPath("director", secret=SECRET)
     versions = range(1, 1001)
     way(path, *versions)
-    tables = [rows(version) for version in versions[:40]]
-    path.set_service(0, VIP, 443, "tcp", tables[0])
+    path.set_service(0, VIP, 443, "tcp", rows(1))
     path.attach("here")
     slots = {path.slot(0, "198.51.100.7", port)[0]: port for port in range(1024, 3072)}
     low, high = frame(slots[min(slots)]), frame(slots[max(slots)])
     assert min(slots) < SIZE // 100
     assert max(slots) > SIZE - SIZE // 100
-    over = threading.Event()
+    enough, over = threading.Event(), threading.Event()
 
     def swap() -> None:
         try:
-            for table in tables[1:]:
-                path.set_service(0, VIP, 443, "tcp", table)
+            for version in versions[1:]:
+                path.set_service(0, VIP, 443, "tcp", rows(version))
+                if enough.is_set():
+                    break
         finally:
             over.set()
 
@@ -100,11 +103,12 @@ def test_a_table_is_swapped_whole(inside: Namespace) -> None:
             assert now >= last, "an old row after a new one"
             last = now
             seen.add(now)
+        if len(seen) > 20:
+            enough.set()
         if ended:
             break
     swapping.join()
-    assert last == len(tables)
-    assert len(seen) > 2, "no swap was seen happening"
+    assert enough.is_set(), "hardly a swap was seen happening"
     path.close(keep=False)
 
 
@@ -118,12 +122,14 @@ def test_a_way_changes_whole(inside: Namespace) -> None:
 
     set_to(macs[0])
     path.attach("here")
-    over = threading.Event()
+    enough, over = threading.Event(), threading.Event()
 
     def change() -> None:
         try:
-            for mac in macs * 3:
+            for mac in macs * 50:
                 set_to(mac)
+                if enough.is_set():
+                    break
         finally:
             over.set()
 
@@ -133,9 +139,11 @@ def test_a_way_changes_whole(inside: Namespace) -> None:
     while not over.is_set():
         _, after, _ = path.test_run(frame(1), interface="here")
         seen.add(after[:6])
+        if len(seen) > 20:
+            enough.set()
     changing.join()
     assert seen <= set(macs)
-    assert len(seen) > 2, "no change was seen happening"
+    assert enough.is_set(), "hardly a change was seen happening"
     path.close(keep=False)
 
 
