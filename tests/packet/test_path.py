@@ -70,9 +70,12 @@ def attached() -> bool:
     return "xdp" in shown.stdout
 
 
-def test_a_table_is_swapped_whole(inside: Namespace) -> None:
-    """Each swap gives all slots to the next backend. Once one slot is the new one's, so are all others."""
-    path = _core.PacketPath("director", secret=SECRET)
+def test_a_table_is_swapped_whole(inside: Namespace, pin: str) -> None:
+    """Each swap gives all slots to the next backend. Once one slot is the new one's, so are all others.
+
+    Packets run by a handle of their own: one handle does one thing at a time.
+    """
+    path = _core.PacketPath("director", secret=SECRET, pin=pin)
     versions = range(1, 1001)
     way(path, *versions)
     path.set_service(0, VIP, 443, "tcp", rows(1))
@@ -81,6 +84,7 @@ def test_a_table_is_swapped_whole(inside: Namespace) -> None:
     low, high = frame(slots[min(slots)]), frame(slots[max(slots)])
     assert min(slots) < SIZE // 100
     assert max(slots) > SIZE - SIZE // 100
+    packets = _core.PacketPath("director", secret=SECRET, pin=pin)
     enough, over = threading.Event(), threading.Event()
 
     def swap() -> None:
@@ -99,21 +103,22 @@ def test_a_table_is_swapped_whole(inside: Namespace) -> None:
     while True:
         ended = over.is_set()
         for packet in (low, high, high, low):
-            now = taken_by(path, packet)
+            now = taken_by(packets, packet)
             assert now >= last, "an old row after a new one"
             last = now
             seen.add(now)
-        if len(seen) > 20:
+        if len(seen) > 100:
             enough.set()
         if ended:
             break
     swapping.join()
     assert enough.is_set(), "hardly a swap was seen happening"
+    packets.close(keep=True)
     path.close(keep=False)
 
 
-def test_a_way_changes_whole(inside: Namespace) -> None:
-    path = _core.PacketPath("director", secret=SECRET, size=251)
+def test_a_way_changes_whole(inside: Namespace, pin: str) -> None:
+    path = _core.PacketPath("director", secret=SECRET, size=251, pin=pin)
     path.set_service(0, VIP, 443, "tcp", rows(1, size=251))
     macs = [bytes([2, number, number, number, number, number]) for number in range(1, 40)]
 
@@ -122,6 +127,8 @@ def test_a_way_changes_whole(inside: Namespace) -> None:
 
     set_to(macs[0])
     path.attach("here")
+    packets = _core.PacketPath("director", secret=SECRET, size=251, pin=pin)
+    assert packets.adopted
     enough, over = threading.Event(), threading.Event()
 
     def change() -> None:
@@ -137,13 +144,14 @@ def test_a_way_changes_whole(inside: Namespace) -> None:
     changing.start()
     seen = set()
     while not over.is_set():
-        _, after, _ = path.test_run(frame(1), interface="here")
+        _, after, _ = packets.test_run(frame(1), interface="here")
         seen.add(after[:6])
         if len(seen) > 20:
             enough.set()
     changing.join()
     assert seen <= set(macs)
     assert enough.is_set(), "hardly a change was seen happening"
+    packets.close(keep=True)
     path.close(keep=False)
 
 
