@@ -102,7 +102,7 @@ class Balancer(Operations):
         """One reload at a time."""
         self._applying = trio.Lock()
         """One plan at a time: a reload may wait long for a name server, and health does not wait for that."""
-        self._applied: dict[Key, tuple[bool, float]] = {}
+        self._applied: dict[Key, tuple[bool, float]] | None = None
         """Of each backend what the plan that runs says: is it up, and its ramp."""
         self._stopping = False
         self._closed = trio.Event()
@@ -397,9 +397,11 @@ class Balancer(Operations):
             raise ConfigError([Problem(self._path or "configuration", None, None, "", str(error))]) from None
         self._config, self._addresses, self._secret, self._plan = config, addresses, secret, plan
         self._tickets = tickets
-        self._applied = _essence(health)
+        # If packets do not follow, the next look tries again, though nothing has changed since.
+        self._applied = None
         if self._packets_wanted:
             await self._packet.apply(config, addresses, self._takers(health), secret)
+        self._applied = _essence(health)
         # What was removed or went down may be drained from now on.
         self._drain_watcher.stir()
         return generation
