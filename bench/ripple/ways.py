@@ -121,7 +121,7 @@ WAYS = [
     Way(
         "nginx",
         "down-timeout",
-        "the same with worker_shutdown_timeout",
+        "down, reload, restart, reload; worker_shutdown_timeout",
         partial(Nginx, shutdown_timeout=True),
         nginx_down,
     ),
