@@ -10,8 +10,14 @@ import subprocess
 import sys
 import sysconfig
 
-DEBIAN = {"cc": "build-essential", "venv": "python3-venv", "chromium": "chromium"}
-FOR_TESTS = {"chromium"}
+DEBIAN = {
+    "cc": "build-essential",
+    "venv": "python3-venv",
+    "chromium": "chromium",
+    "ip": "iproute2",
+    "nft": "nftables",
+}
+FOR_TESTS = {"chromium", "ip", "nft"}
 """What can be built without."""
 
 
@@ -22,8 +28,9 @@ def missing() -> list[str]:
         import venv  # noqa: F401
     except ImportError:
         gaps.append("venv")
-    if not shutil.which("chromium"):
-        gaps.append("chromium")
+    # These two are where a user's own path may not lead.
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    gaps += [name for name in sorted(FOR_TESTS) if not shutil.which(name, path=path)]
     return gaps
 
 
