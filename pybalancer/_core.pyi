@@ -616,6 +616,12 @@ class PacketPath:
         """Ids that are set; of the process before, too."""
     def set_me(self, id: int) -> None:
         """Which backend this host is. Of agents."""
+    def set_trusted(self, networks: Sequence[str] | None) -> None:
+        """Whose outer headers are taken off: of sources in these addresses and networks alone. None: everybody's.
+
+        Everybody's until this is called first, then as it was called last; of the process before, too. Who
+        is in the networks of before and in the new ones is so at every moment. Of agents.
+        """
     def set_service(
         self,
         number: int,

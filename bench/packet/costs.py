@@ -46,8 +46,9 @@ class Case:
 
     @property
     def front(self) -> int:
-        """Bytes in front that the program may change."""
-        return 34 if self.role == "agent" and self.way == "L3" else 14
+        """Bytes in front that the program may change: up to the TTL and what hangs on it."""
+        head = 34 if self.role == "agent" and self.way == "L3" else 14
+        return head + (12 if self.packet[head] >> 4 == 4 else 8)
 
 
 @dataclass

@@ -39,6 +39,7 @@ struct bpf_sock { u32 bound_dev_if, family, type, protocol, mark, priority, src_
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static long (*skb_store_bytes)(struct __sk_buff *, u32 at, const void *from, u32 length, u64 flags) = (void *)9;
 static long (*redirect)(u32 interface, u64 flags) = (void *)23;
+static long (*skb_load_bytes)(struct __sk_buff *, u32 at, void *to, u32 length) = (void *)26;
 static long (*xdp_adjust_head)(struct xdp_md *, int delta) = (void *)44;
 static long (*skb_adjust_room)(struct __sk_buff *, int length, u32 mode, u64 flags) = (void *)50;
 static long (*sk_release)(void *socket) = (void *)86;
@@ -49,7 +50,7 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 
 // Maps and what is in them.
 extern struct settings settings;     // read as memory: its place is known when the program is loaded
-extern u64 services, tables, backends, counters, of_services, of_backends;
+extern u64 services, tables, backends, trusted, counters, of_services, of_backends;
 
 enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10 };
 enum { MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
@@ -75,18 +76,18 @@ struct hop {
     u32 spread, zero;               // bits of the outer source's last word that vary with the flow
 };
 struct backend { u32 live, zero; struct hop hops[2]; };  // the two take turns; one store of `live` swaps them
-struct backend_count { u64 packets, bytes, flows, second_hops; };
-struct service_count { u64 packets, bytes, flows, errors; };
+struct counts { u64 packets, bytes, flows, others; };    // others: second hops to a backend, ICMP errors of a service
 
 // The order is that of REASONS in src/layout.rs.
 enum reason {
     FORWARDED, FORWARDED_ERROR, SECOND_HOP, DELIVERED, DELIVERED_UDP, DELIVERED_UNCLAIMED, NOT_OURS,
-    FRAGMENT, EXTENSION, MALFORMED, NO_BACKEND, UNRESOLVED, TOO_BIG, HOPS, ROOM, REASONS,
+    FRAGMENT, EXTENSION, MALFORMED, NO_BACKEND, UNRESOLVED, TOO_BIG, HOPS, ROOM, TTL, LOOP, CONGESTION,
+    STRANGER, REASONS,
 };
 
 SECTION(".layout") const u32 layout[] = {
     sizeof(struct settings), sizeof(struct interface), sizeof(struct service_key), sizeof(struct service),
-    sizeof(struct backend), sizeof(struct service_count), sizeof(struct backend_count), REASONS,
+    sizeof(struct backend), sizeof(struct counts), sizeof(struct counts), REASONS,
 };
 #ifdef SOURCE
 SECTION(".source") const char source[] = SOURCE;          // SHA-256 of this file
@@ -104,13 +105,26 @@ struct flow {
     struct service_key key;
     u64 client[2];
     u16 port;
-    u8 v6, opening, error, hops, tcp;
+    u8 v6, opening, error, hops, tcp, tos, ttl;
     u32 ip, length, bytes;          // offset of the IP header that counts, its packet's length, the frame's
 };
+// And of its outer header; `bits` and on: key of `trusted`.
+struct outside { u32 length, ecn, zero, bits; u64 source[2]; };
 
-INLINE void count(u32 reason) {
+// A verdict, and why.
+INLINE int counted(u32 reason, int verdict) {
     u64 *counter = map_lookup(&counters, &reason);
     if (counter) *counter += 1;
+    return verdict;
+}
+
+INLINE void count(void *map, u32 key, const struct flow *flow, u32 others) {
+    struct counts *counts = map_lookup(map, &key);
+    if (!counts) return;
+    counts->packets += 1;
+    counts->bytes += flow->bytes;
+    counts->flows += flow->opening;
+    counts->others += others;
 }
 
 INLINE u64 rotated(u64 word, int bits) { return word << bits | word >> (64 - bits); }
@@ -154,6 +168,13 @@ INLINE void set_v6(void *address, const u32 *from) {
     for (int i = 0; i < 4; i++) ((u32 *)address)[i] = from[i];
 }
 
+INLINE int same_v6(const u32 *one, const u32 *other) {
+    return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
+
+// Where a v4 address lies in maps, no v6 packet may be from or for: what is IPv4's is IPv4's.
+INLINE int mapped(const u32 *address) { return address[0] == 0 && address[1] == 0 && address[2] == 0xffff0000; }
+
 // A packet that cannot be read is our business if it is for an address of ours; the reason says so.
 INLINE int if_ours(const struct flow *flow, int reason) {
     struct service_key key = flow->key;
@@ -169,9 +190,7 @@ INLINE int read_error(u8 *end, u8 *inner, u32 length, int v6, struct flow *flow)
         struct ipv6 *ip = (void *)inner;
         if (length < 48 || (u8 *)(ip + 1) > end) return if_ours(flow, MALFORMED);
         if (ip->next == FRAGMENTED) return if_ours(flow, FRAGMENT);
-        u32 *ours = (void *)flow->key.address;
-        if (ip->source[0] != ours[0] || ip->source[1] != ours[1] || ip->source[2] != ours[2] ||
-            ip->source[3] != ours[3]) return NOT_OURS;
+        if (!same_v6(ip->source, (u32 *)flow->key.address)) return NOT_OURS;
         flow->key.protocol = ip->next;
         keep_v6(flow->client, ip->destination);
         ports = inner + 40;
@@ -227,7 +246,7 @@ INLINE int read_v4(u8 *data, u8 *end, u32 at, struct flow *flow) {
     set_v4(flow->client, ip->source);
     flow->ip = at;
     flow->length = length;
-    flow->v6 = 0;
+    flow->v6 = 0; flow->tos = ip->tos; flow->ttl = ip->ttl;
     if (ip->fragment & NET16(0x3fff)) return if_ours(flow, FRAGMENT);
     if (length < head || data + at + length > end) return if_ours(flow, MALFORMED);
     return read_transport(end, data + at + head, length - head, ip->protocol, flow);
@@ -237,13 +256,12 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     struct ipv6 *ip = (void *)(data + at);
     if ((u8 *)(ip + 1) > end || (ip->flow & 0xf0) != 0x60) return NOT_OURS;
     u32 rest = NET16(ip->length);
-    // Where a v4 address lies in maps, no v6 packet may be for: services of IPv4 are IPv4's.
-    if (ip->destination[0] == 0 && ip->destination[1] == 0 && ip->destination[2] == 0xffff0000) return NOT_OURS;
+    if (mapped(ip->destination)) return NOT_OURS;
     keep_v6(flow->key.address, ip->destination);
     keep_v6(flow->client, ip->source);
     flow->ip = at;
     flow->length = rest + 40;
-    flow->v6 = 1;
+    flow->v6 = 1; flow->tos = NET32(ip->flow) >> 20; flow->ttl = ip->hops;
     switch (ip->next) {
     case TCP: case UDP: case ICMP6: break;
     case FRAGMENTED: return if_ours(flow, FRAGMENT);
@@ -252,6 +270,10 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     }
     if (data + at + 40 + rest > end) return if_ours(flow, MALFORMED);
     return read_transport(end, data + at + 40, rest, ip->next, flow);
+}
+
+INLINE int read_ip(u8 *data, u8 *end, u32 at, u16 type, struct flow *flow) {
+    return type == IPV4 ? read_v4(data, end, at, flow) : type == IPV6 ? read_v6(data, end, at, flow) : NOT_OURS;
 }
 
 // Whether a MAC is that of the interface. XDP runs before the kernel's MAC filter, so a frame that a switch has
@@ -311,34 +333,35 @@ INLINE u64 row(u32 number, u64 hashed) {
     return entry ? *entry : 0;
 }
 
-INLINE u16 sum_v4(struct ipv4 *ip) {
-    u32 sum = 0;
-    u16 *word = (void *)ip;
-    for (int i = 0; i < 10; i++) sum += word[i];
+// Of a checksum, from the sum of its words.
+INLINE u16 checksum(u64 sum) {
+    sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
     sum = (sum & 0xffff) + (sum >> 16);
     return ~(sum + (sum >> 16));
 }
 
-// The outer header. It has the hop count where routers leave it alone: in the identification, which
-// means nothing in a packet that must not be fragmented (RFC 6864), or in the flow label's end.
-INLINE void outer_v4(struct ipv4 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
-    ip->head = 0x45; ip->tos = 0; ip->length = NET16(length + 20);
-    ip->id = NET16(0x7060 | hops);
-    ip->fragment = NET16(0x4000);
-    ip->ttl = 64; ip->protocol = v6 ? IP6 : IPIP;
-    ip->checksum = 0;
-    ip->source = hop->source[3] | (hashed & hop->spread);
-    ip->destination = hop->address[3];
-    ip->checksum = sum_v4(ip);
-}
+// A checksum after one of its words has changed (RFC 1624).
+INLINE u16 mended(u16 sum, u16 was, u16 is) { return checksum((u64)(u16)~sum + (u16)~was + is); }
 
-INLINE void outer_v6(struct ipv6 *ip, const struct hop *hop, u32 length, int v6, u32 hashed, u32 hops) {
-    ip->flow = NET32(0x60000000 | (hashed & 0xffff) << 4 | hops);
-    ip->length = NET16(length);
-    ip->next = v6 ? IP6 : IPIP; ip->hops = 64;
-    set_v6(ip->source, hop->source);
-    ip->source[3] |= hashed & hop->spread;
-    set_v6(ip->destination, hop->address);
+// The outer header, and its type for the frame. In words that are whole in registers: what was written in parts
+// is slow to read again. It has the TOS of the inner one (RFC 6040, 2983), and the hop count where routers leave it
+// alone: in the identification, which means nothing in a packet that must not be fragmented (RFC 6864), or in the
+// flow label's end.
+INLINE u16 write_outer(u32 *ip, const struct hop *hop, u32 length, int v6, u32 tos, u32 hashed, u32 hops) {
+    u32 inner = v6 ? IP6 : IPIP, varied = hashed & hop->spread, to = hop->address[3];
+    if (hop->flags & OUTER_V6) {
+        ip[0] = NET32(0x60000000 | tos << 20 | (hashed & 0xffff) << 4 | hops);
+        ip[1] = NET16(length) | inner << 16 | 64 << 24;
+        set_v6(ip + 2, hop->source);
+        ip[5] |= varied;
+        set_v6(ip + 6, hop->address);
+        return IPV6;
+    }
+    u32 first = 0x45 | tos << 8 | (u32)NET16(length + 20) << 16, second = NET16(0x7060 | hops) | 0x0040 << 16;
+    u32 third = 64 | inner << 8, source = hop->source[3] | varied;
+    third |= (u32)checksum((u64)first + second + third + source + to) << 16;
+    ip[0] = first; ip[1] = second; ip[2] = third; ip[3] = source; ip[4] = to;
+    return IPV4;
 }
 
 // Without an outer header the source MAC has the count: 02:70:6h and the end of our own.
@@ -346,6 +369,21 @@ INLINE void mark_hops(struct mac *from, u32 hops) {
     if (!hops) return;
     from->part[0] = NET16(0x0270);
     from->part[1] = (from->part[1] & 0xff00) | 0x60 | hops;
+}
+
+// Whoever sends a packet on is a hop on its way: so none goes round for ever.
+INLINE int take_hop(struct xdp_md *ctx, const struct flow *flow) {
+    u8 *ip = (u8 *)(long)ctx->data + (flow->ip & 127);
+    PIN(ip);
+    if (ip + 20 > (u8 *)(long)ctx->data_end) return -MALFORMED;
+    if (flow->v6) {
+        ((struct ipv6 *)ip)->hops = flow->ttl - 1;
+    } else {
+        u32 sum = ((struct ipv4 *)ip)->checksum + 1;    // RFC 1624, for one less
+        ((struct ipv4 *)ip)->checksum = sum + (sum >= 0xffff);
+        ((struct ipv4 *)ip)->ttl = flow->ttl - 1;
+    }
+    return 0;
 }
 
 // Take off what is before the IP header that counts, but an Ethernet header.
@@ -370,10 +408,11 @@ INLINE int forward(struct xdp_md *ctx, struct flow *flow, u32 id, u32 mtu, u32 h
     struct hop *hop = &backend->hops[backend->live & 1];
     if (!(hop->flags & KNOWN)) return -NO_BACKEND;
     if (!hop->interface) return -UNRESOLVED;
+    if (flow->ttl <= 1) return -TTL;
+    u32 outer = hop->flags & OUTER_V6 ? 40 : 20;
+    if (hop->flags & ENCAPSULATE && flow->length + outer > mtu) return -TOO_BIG;
+    if (take_hop(ctx, flow)) return -MALFORMED;
     if (hop->flags & ENCAPSULATE) {
-        int v6 = hop->flags & OUTER_V6;
-        u32 outer = v6 ? 40 : 20;
-        if (flow->length + outer > mtu) return -TOO_BIG;
         if (xdp_adjust_head(ctx, (int)(flow->ip & 127) - 14 - (int)outer)) return -ROOM;
     } else if (wrapped && strip(ctx, flow)) {
         return -ROOM;
@@ -384,35 +423,14 @@ INLINE int forward(struct xdp_md *ctx, struct flow *flow, u32 id, u32 mtu, u32 h
     // Both at once.
     for (int word = 0; word < 3; word++) ((u32 *)frame)[word] = ((u32 *)hop)[word];
     if (hop->flags & ENCAPSULATE) {
-        if (hop->flags & OUTER_V6) {
-            frame->type = IPV6;
-            if (data + 14 + 40 > end) return -ROOM;
-            outer_v6((void *)(data + 14), hop, flow->length, flow->v6, hashed, hops);
-        } else {
-            frame->type = IPV4;
-            if (data + 14 + 20 > end) return -ROOM;
-            outer_v4((void *)(data + 14), hop, flow->length, flow->v6, hashed, hops);
-        }
+        u32 *ip = (u32 *)(data + 14);
+        if ((u8 *)(ip + 10) > end) return -ROOM;
+        frame->type = write_outer(ip, hop, flow->length, flow->v6, flow->tos, hashed, hops);
     } else {
         mark_hops(&frame->from, hops);
     }
-    struct backend_count *counted = map_lookup(&of_backends, &id);
-    if (counted) {
-        counted->packets += 1;
-        counted->bytes += flow->bytes;
-        counted->flows += flow->opening;
-        counted->second_hops += hops > 0;
-    }
+    count(&of_backends, id, flow, hops > 0);
     return hop->interface == ctx->ingress_ifindex ? XDP_TX : (int)redirect(hop->interface, 0);
-}
-
-INLINE void count_service(u32 number, const struct flow *flow) {
-    struct service_count *counted = map_lookup(&of_services, &number);
-    if (!counted) return;
-    counted->packets += 1;
-    counted->bytes += flow->bytes;
-    counted->flows += flow->opening;
-    counted->errors += flow->error;
 }
 
 SECTION("xdp/director") int director(struct xdp_md *ctx) {
@@ -420,48 +438,34 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
     struct flow flow = {};
     struct service service; u16 type;
     u32 at = read_ethernet(ctx, data, end, &type, &flow);
-    int reason = NOT_OURS;
-    if (at && type == IPV4) reason = read_v4(data, end, at, &flow);
-    else if (at && type == IPV6) reason = read_v6(data, end, at, &flow);
-    if (reason != FORWARDED) {
-        count(reason);
-        return reason == NOT_OURS ? XDP_PASS : XDP_DROP;
-    }
-    if (!find_service(&flow, &service)) {
-        count(NOT_OURS);
-        return XDP_PASS;
-    }
-    count_service(service.number, &flow);
+    int reason = at ? read_ip(data, end, at, type, &flow) : NOT_OURS;
+    if (reason == FORWARDED && !find_service(&flow, &service)) reason = NOT_OURS;
+    if (reason != FORWARDED) return counted(reason, reason == NOT_OURS ? XDP_PASS : XDP_DROP);
+    count(&of_services, service.number, &flow, flow.error);
     u64 hashed = hash(&flow), entry = row(service.number, hashed);
     u32 id = entry & ID;
     // Nobody takes new flows, perhaps, but somebody may have old ones.
     if (!id && !flow.opening) id = entry >> 10 & ID;
-    int verdict = id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
-    if (verdict < 0) {
-        count(-verdict);
-        return XDP_DROP;
-    }
-    count(flow.error ? FORWARDED_ERROR : FORWARDED);
-    return verdict;
+    // What a backend has sent on is for another backend: somebody takes a director for one.
+    int verdict = flow.hops ? -LOOP : id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
+    if (verdict < 0) return counted(-verdict, XDP_DROP);
+    return counted(flow.error ? FORWARDED_ERROR : FORWARDED, verdict);
 }
 
 // Whether this host knows the connection: a socket that does not listen, or an acknowledgement of a
 // cookie that a listener has given out instead of keeping state.
 INLINE int known(struct xdp_md *ctx, struct flow *flow) {
-    u32 tuple[9];
-    u32 size, ports = flow->port | (u32)flow->key.port << 16;
+    u32 tuple[9], ports = flow->port | (u32)flow->key.port << 16;
     if (flow->v6) {
         set_v6(tuple, (u32 *)flow->client);
         set_v6(tuple + 4, (u32 *)flow->key.address);
         tuple[8] = ports;
-        size = 36;
     } else {
         tuple[0] = flow->client[1] >> 32;
         tuple[1] = ((u32 *)flow->key.address)[3];
         tuple[2] = ports;
-        size = 12;
     }
-    struct bpf_sock *socket = size == 36 ? skc_lookup_tcp(ctx, tuple, 36, -1, 0) : skc_lookup_tcp(ctx, tuple, 12, -1, 0);
+    struct bpf_sock *socket = skc_lookup_tcp(ctx, tuple, flow->v6 ? 36 : 12, -1, 0);
     if (!socket) return 0;
     int found = socket->state != TCP_LISTEN;
     if (!found && !flow->error) {
@@ -498,56 +502,68 @@ INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
 
 // To the stack, without what the director has put around it.
 INLINE int deliver(struct xdp_md *ctx, struct flow *flow, u32 wrapped, int reason) {
-    if (wrapped && strip(ctx, flow)) {
-        count(ROOM);
-        return XDP_DROP;
+    if (wrapped && strip(ctx, flow)) return counted(ROOM, XDP_DROP);
+    return counted(reason, XDP_PASS);
+}
+
+// The outer header, if there is one; 0 if it is for somebody else than this host.
+INLINE int read_outside(u8 *data, u8 *end, u32 at, u32 me, u16 *type, struct flow *flow, struct outside *outer) {
+    struct ipv4 *v4 = (void *)(data + at);
+    struct ipv6 *v6 = (void *)(data + at);
+    if ((u8 *)(v4 + 1) > end) return 0;
+    u8 inner = *type == IPV6 ? v6->next : *type == IPV4 && v4->head == 0x45 ? v4->protocol : 0;
+    if (inner != IPIP && inner != IP6) return 1;
+    struct backend *mine = map_lookup(&backends, &me);
+    if (!mine) return 0;
+    struct hop *hop = &mine->hops[mine->live & 1];
+    if (!(hop->flags & OUTER_V6) != (*type == IPV4)) return 0;
+    if (*type == IPV4) {
+        if (v4->fragment & NET16(0x3fff) || hop->address[3] != v4->destination) return 0;
+        u16 id = NET16(v4->id);
+        flow->hops = (id & 0xfff0) == 0x7060 ? id & 15 : 0;
+        *outer = (struct outside){.length = 20, .ecn = v4->tos & 3, .bits = 128};
+        set_v4(outer->source, v4->source);
+    } else {
+        if ((u8 *)(v6 + 1) > end || mapped(v6->source) || !same_v6(hop->address, v6->destination)) return 0;
+        flow->hops = NET32(v6->flow) & 15;
+        *outer = (struct outside){.length = 40, .ecn = NET32(v6->flow) >> 20 & 3, .bits = 128};
+        keep_v6(outer->source, v6->source);
     }
-    count(reason);
-    return XDP_PASS;
+    *type = inner == IPIP ? IPV4 : IPV6;
+    return 1;
+}
+
+// Whether a packet may come out of its outer header: from whom that is, and a mark of congestion, which goes on
+// inside (RFC 6040, 4.2) or, where the sender knows none, is told by the loss. FORWARDED, or why not.
+INLINE int accept(u8 *data, u8 *end, struct flow *flow, const struct outside *outer) {
+    if (!map_lookup(&trusted, &outer->bits)) return STRANGER;
+    if (!flow->ttl) return TTL;
+    u32 inside = flow->tos & 3, mark = inside;
+    if (outer->ecn == 3) mark = 3;
+    else if (outer->ecn == 1 && inside == 2) mark = 1;
+    if (mark == inside) return FORWARDED;
+    u16 *words = (void *)(data + (flow->ip & 127));
+    PIN(words);
+    if (!inside || (u8 *)(words + 10) > end) return CONGESTION;
+    u16 was = words[0], is = was ^ (inside ^ mark) << (flow->v6 ? 12 : 8);
+    words[0] = is;
+    if (!flow->v6) words[5] = mended(words[5], was, is);
+    flow->tos ^= inside ^ mark;
+    return FORWARDED;
 }
 
 SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct flow flow = {};
-    struct service service; u16 type;
-    u32 wrapped = 0, at = read_ethernet(ctx, data, end, &type, &flow), me = settings.me;
-    if (!at) goto not_ours;
-    // An outer header to this host's own address.
-    if (type == IPV4) {
-        struct ipv4 *ip = (void *)(data + at);
-        if ((u8 *)(ip + 1) > end) goto not_ours;
-        if (ip->head == 0x45 && (ip->protocol == IPIP || ip->protocol == IP6)) {
-            struct backend *mine = map_lookup(&backends, &me);
-            if (!mine || ip->fragment & NET16(0x3fff)) goto not_ours;
-            struct hop *hop = &mine->hops[mine->live & 1];
-            if (hop->flags & OUTER_V6 || hop->address[3] != ip->destination) goto not_ours;
-            u16 id = NET16(ip->id);
-            flow.hops = (id & 0xfff0) == 0x7060 ? id & 15 : 0;
-            type = ip->protocol == IPIP ? IPV4 : IPV6;
-            wrapped = 20;
-        }
-    } else if (type == IPV6) {
-        struct ipv6 *ip = (void *)(data + at);
-        if ((u8 *)(ip + 1) > end) goto not_ours;
-        if (ip->next == IPIP || ip->next == IP6) {
-            struct backend *mine = map_lookup(&backends, &me);
-            if (!mine) goto not_ours;
-            struct hop *hop = &mine->hops[mine->live & 1];
-            if (!(hop->flags & OUTER_V6) || hop->address[0] != ip->destination[0] ||
-                hop->address[1] != ip->destination[1] || hop->address[2] != ip->destination[2] ||
-                hop->address[3] != ip->destination[3]) goto not_ours;
-            flow.hops = NET32(ip->flow) & 15;
-            type = ip->next == IPIP ? IPV4 : IPV6;
-            wrapped = 40;
-        }
-    }
-    int reason = NOT_OURS;
-    if (type == IPV4) reason = read_v4(data, end, at + wrapped, &flow);
-    else if (type == IPV6) reason = read_v6(data, end, at + wrapped, &flow);
+    struct service service; struct outside outer = {}; u16 type;
+    u32 at = read_ethernet(ctx, data, end, &type, &flow), me = settings.me;
     // What the director would not have sent is the stack's, as if there were no agent.
-    if (reason != FORWARDED) goto not_ours;
-    if (!find_service(&flow, &service)) goto not_ours;
-    count_service(service.number, &flow);
+    if (!at || !read_outside(data, end, at, me, &type, &flow, &outer) ||
+        read_ip(data, end, at + outer.length, type, &flow) != FORWARDED || !find_service(&flow, &service))
+        return counted(NOT_OURS, XDP_PASS);
+    u32 wrapped = outer.length, refused = wrapped ? accept(data, end, &flow, &outer) : FORWARDED;
+    count(&of_services, service.number, &flow, flow.error);
+    if (refused != FORWARDED) return counted(refused, XDP_DROP);
     if (!flow.tcp) return deliver(ctx, &flow, wrapped, DELIVERED_UDP);
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(&flow);
@@ -555,15 +571,8 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= MOST_HOPS) return deliver(ctx, &flow, wrapped, HOPS);
     int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
-    if (verdict < 0) {
-        count(-verdict);
-        return XDP_DROP;
-    }
-    count(SECOND_HOP);
-    return verdict;
-not_ours:
-    count(NOT_OURS);
-    return XDP_PASS;
+    if (verdict < 0) return counted(-verdict, XDP_DROP);
+    return counted(SECOND_HOP, verdict);
 }
 
 // Marked by the prober: 0x7062 and the backend's id. Goes to the service's address at that backend.
@@ -577,24 +586,15 @@ SECTION("tc/probe") int probe(struct __sk_buff *skb) {
     if (!hop->interface) return TCX_DROP;
     int v6 = skb->protocol == IPV6;
     if (!v6 && skb->protocol != IPV4) return TCX_NEXT;
-    u32 length = skb->len - 14;
-    struct { struct ethernet frame; union { struct ipv4 v4; struct ipv6 v6; }; } __attribute__((packed)) head = {};
+    u32 length = skb->len - 14, outer = hop->flags & OUTER_V6 ? 40 : 20;
+    u16 first;                      // version, TOS and more
+    if (skb_load_bytes(skb, 14, &first, 2)) return TCX_DROP;
+    u32 tos = NET16(first) >> (v6 ? 4 : 0) & 0xff;
+    struct { u16 zero; struct ethernet frame; u32 ip[10]; } head = {};
     head.frame.to = hop->mac;
     head.frame.from = hop->from;
-    if (hop->flags & OUTER_V6) {
-        head.frame.type = IPV6;
-        if (skb_adjust_room(skb, 40, ROOM_MAC, ROOM_V6)) return TCX_DROP;
-        struct ipv6 ip;
-        outer_v6(&ip, hop, length, v6, id, 0);
-        head.v6 = ip;
-        if (skb_store_bytes(skb, 0, &head, 54, 0)) return TCX_DROP;
-    } else {
-        head.frame.type = IPV4;
-        if (skb_adjust_room(skb, 20, ROOM_MAC, ROOM_V4)) return TCX_DROP;
-        struct ipv4 ip;
-        outer_v4(&ip, hop, length, v6, id, 0);
-        head.v4 = ip;
-        if (skb_store_bytes(skb, 0, &head, 34, 0)) return TCX_DROP;
-    }
+    head.frame.type = write_outer(head.ip, hop, length, v6, tos, id, 0);
+    if (skb_adjust_room(skb, outer, ROOM_MAC, outer == 40 ? ROOM_V6 : ROOM_V4)) return TCX_DROP;
+    if (skb_store_bytes(skb, 0, &head.frame, 14 + outer, 0)) return TCX_DROP;
     return hop->interface == skb->ifindex ? TCX_NEXT : (int)redirect(hop->interface, 0);
 }

@@ -78,6 +78,7 @@ WORLD: dict[str, Any] = {
     "size": 251,
     "mtu": 1500,
     "me": 6,
+    "trusted": [V4_OUTSIDE, V6_OUTSIDE, "10.1.0.3", "10.1.4.128/25", "10.1.0.2/31"],
     "macs": {"here": HERE.replace(":", ""), "there": THERE.replace(":", "")},
     "backends": BACKENDS,
     "services": [
@@ -150,6 +151,39 @@ def ordinary() -> Iterator[tuple[str, Packet]]:
     yield "v4 Christmas tree", frame(v4(), tcp(flags="FSRPAU"))
     yield "v4 null scan", frame(v4(), tcp(flags=""))
     yield "v4 with TCP options", frame(v4(), tcp(options=[("MSS", 1460), ("Timestamp", (1, 2))]))
+
+
+def hops() -> Iterator[tuple[str, Packet]]:
+    """TTL, and what tells that a packet has been here before."""
+    for ttl in (0, 1, 2):
+        for port in (8001, 8002, 8003, 8004):
+            yield f"v4 TTL {ttl} to {port}", frame(v4(ttl=ttl), tcp(port))
+            yield f"v6 hop limit {ttl} to {port}", frame(v6(hlim=ttl), tcp(port))
+        yield f"v4 TTL {ttl} to a backend without a way", frame(v4(ttl=ttl), tcp(8005))
+        yield f"v4 TTL {ttl}, too big", frame(v4(ttl=ttl), tcp(8003), Raw(b"x" * 1460))
+        yield f"v4 TTL {ttl}, not ours", frame(v4(ttl=ttl, dst="192.0.2.99"), tcp())
+        yield f"v4 TTL {ttl}, UDP", frame(v4(ttl=ttl), UDP(sport=40000, dport=53))
+        yield f"ICMP with TTL {ttl}", frame(v4(ttl=ttl), ICMP(type=3, code=4), answer(back()))
+        yield f"ICMP about TTL {ttl}", frame(v4(), ICMP(type=11), answer(back(ttl=ttl)))
+        yield f"ICMPv6 with hop limit {ttl}", frame(v6(hlim=ttl), ICMPv6PacketTooBig(), answer(back6()))
+        yield f"v4 TTL {ttl}, tagged", frame(v4(ttl=ttl), tcp(8001), tags=(Dot1Q(vlan=7),))
+    for sum in (0x0000, 0x00FF, 0x0100, 0xFE00, 0xFEFE, 0xFEFF, 0xFF00, 0xFFFE, 0xFFFF):
+        yield f"v4 checksum {sum:04x}", frame(v4(chksum=sum), tcp())
+    for source in ("02:70:61:aa:bb:cc", "02:70:6a:aa:bb:cc", "02:70:6f:00:00:00"):
+        yield f"v4 that a backend sent on, {source}", frame(v4(), tcp(), source=source)
+        yield f"v6 that a backend sent on, {source}", frame(v6(), tcp(8004), source=source)
+        yield f"not ours, from {source}", frame(v4(), tcp(444), source=source)
+    yield "v4 that a backend sent on, SYN", frame(v4(), tcp(8006, flags="S"), source="02:70:61:aa:bb:cc")
+    for source in ("02:70:60:aa:bb:cc", "02:70:71:aa:bb:cc", "02:71:61:aa:bb:cc", "06:70:61:aa:bb:cc"):
+        yield f"v4 from {source}, which is no mark", frame(v4(), tcp(), source=source)
+
+
+def services_classes() -> Iterator[tuple[str, Packet]]:
+    """TOS and traffic class go into the outer header."""
+    for tos in (0x00, 0x01, 0x02, 0x03, 0xB8, 0xBB, 0x5A, 0xFF):
+        for port in (8001, 8003, 8004):
+            yield f"v4 TOS {tos:02x} to {port}", frame(v4(tos=tos), tcp(port))
+            yield f"v6 class {tos:02x} to {port}", frame(v6(tc=tos, fl=0x12345), tcp(port))
 
 
 def tagged() -> Iterator[tuple[str, Packet]]:
@@ -376,6 +410,75 @@ def to_agents() -> Iterator[tuple[str, Packet]]:
         yield f"outside, cut to {length}", Raw(whole[:length])
 
 
+def wrapped(given: dict[str, Any], inner: Packet) -> Packet:
+    """In an outer header of a director, to backend 6."""
+    proto = 4 if isinstance(inner, IP) else 41
+    return IP(**{"src": "10.9.1.2", "dst": "10.1.0.6", "flags": "DF", "id": 0x7060, "proto": proto, **given})
+
+
+MARKS = {0: "Not-ECT", 1: "ECT(1)", 2: "ECT(0)", 3: "CE"}
+
+
+def marks_and_hops_at_agents() -> Iterator[tuple[str, Packet]]:
+    """What is taken off leaves its mark of congestion (RFC 6040), and whoever sends on is a hop."""
+    for name, made in (("v4", lambda tos: v4(tos=tos)), ("v6", lambda tos: v6(tc=tos, fl=0xABCDE))):
+        for inside, called in MARKS.items():
+            for outside, around in MARKS.items():
+                inner = made(0xB8 | inside)
+                about = f"{name} {called} in {around}"
+                outer = wrapped({"tos": 0x28 | outside}, inner)
+                yield f"{about}, SYN", frame(outer, inner, tcp(9001, flags="S"))
+                yield f"{about}, second hop", frame(outer, inner, tcp(9001))
+                yield f"{about}, second hop outside", frame(outer, inner, tcp(9003))
+        inner = made(2)
+        outer = wrapped({"tos": 3}, inner)
+        yield f"{name} in CE, UDP", frame(outer, inner, UDP(sport=1, dport=53))
+        yield f"{name} in CE, nobody else", frame(outer, inner, tcp(8006))
+        yield f"{name} in CE, not a service", frame(outer, inner, tcp(22))
+        yield f"{name} in CE, not a service and Not-ECT", frame(outer, made(0), tcp(22))
+    yield (
+        "v4 with options in CE",
+        frame(wrapped({"tos": 3}, v4()), v4(tos=1, options=[IPOption_NOP()] * 8), tcp(9001)),
+    )
+    for sum in (0x0000, 0xFDFF, 0xFEFF, 0xFFFE, 0xFFFF):
+        for tos in (1, 2):
+            inner = v4(tos=tos, chksum=sum)
+            yield f"v4 ECT {tos}, checksum {sum:04x}", frame(wrapped({"tos": 3}, inner), inner, tcp(9001))
+    for ttl in (0, 1, 2, 255):
+        for name, inner in (("v4", v4(ttl=ttl)), ("v6", v6(hlim=ttl))):
+            outer = wrapped({}, inner)
+            for port in (9001, 9003, 8006):
+                yield f"{name} TTL {ttl} to {port}", frame(inner, tcp(port))
+                yield f"{name} TTL {ttl} to {port}, outside", frame(outer, inner, tcp(port))
+            yield f"{name} TTL {ttl}, SYN", frame(inner, tcp(9001, flags="S"))
+            yield f"{name} TTL {ttl}, SYN, outside", frame(outer, inner, tcp(9001, flags="S"))
+        yield f"v4 in TTL {ttl}", frame(wrapped({"ttl": ttl}, v4()), v4(), tcp(9001))
+
+
+def from_strangers() -> Iterator[tuple[str, Packet]]:
+    """Outer headers are taken off of some only."""
+    for source in ("10.9.0.0", "10.9.255.255", "10.1.0.3", "10.1.0.2", "10.1.4.128", "10.1.4.255"):
+        yield f"outside from {source}", frame(wrapped({"src": source}, v4()), v4(), tcp(9001))
+    for source in (
+        "10.8.255.255",
+        "10.10.0.0",
+        "10.1.0.1",
+        "10.1.0.4",
+        "10.1.4.127",
+        "10.1.5.128",
+        "0.0.0.0",
+    ):
+        for flags in ("S", "A"):
+            outer = wrapped({"src": source}, v4())
+            yield f"outside from {source}, {flags}, not taken", frame(outer, v4(), tcp(9001, flags=flags))
+        yield f"v6 outside from {source}, not taken", frame(wrapped({"src": source}, v6()), v6(), tcp(9001))
+        outer = wrapped({"src": source, "tos": 3}, v4())
+        yield f"outside from {source}, not a service", frame(outer, v4(), tcp(22))
+    stranger = wrapped({"src": "10.8.0.1", "tos": 3}, v4())
+    yield "outside from a stranger, marked", frame(stranger, v4(ttl=0), tcp(9001))
+    yield "outside from a stranger, UDP", frame(stranger, v4(), UDP(sport=1, dport=53))
+
+
 def to_agents_of_v6() -> Iterator[tuple[str, Packet]]:
     """Backend 4, whose address is IPv6, and which has no sockets either."""
     for name, inner in (("v4", v4()), ("v6", v6())):
@@ -389,14 +492,39 @@ def to_agents_of_v6() -> Iterator[tuple[str, Packet]]:
     whole = bytes(frame(IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=41, fl=0), v6(), tcp(9004)))
     for length in range(14, len(whole)):
         yield f"cut to {length}", Raw(whole[:length])
+    for inside, called in MARKS.items():
+        for outside, around in MARKS.items():
+            outer = IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=4, tc=0x28 | outside, fl=1)
+            packet = frame(outer, v4(tos=inside), tcp(9004))
+            yield f"v4 {called} in {around}", packet
+            outer = IPv6(src="2001:db8:9::1", dst="2001:db8:1::4", nh=41, tc=outside, fl=0)
+            yield f"v6 {called} in {around}", frame(outer, v6(tc=inside, fl=0xFFFFF), tcp(9005))
+    for source in ("2001:db8:9:1::1", "2001:db8:8::1", "::", "::10.9.1.2", "::ffff:10.9.1.2"):
+        outer = IPv6(src=source, dst="2001:db8:1::4", nh=41, fl=0)
+        yield f"from {source}", frame(outer, v6(), tcp(9005))
     other = IPv6(src="2001:db8:9::1", dst="2001:db8:1::5", nh=41)
     yield "to another address", frame(other, v6(), tcp(9004))
     yield "in v4, for a v6 backend", frame(IP(src="10.9.1.2", dst="10.1.0.4", proto=41), v6(), tcp(9004))
 
 
 GROUPS = (
-    ("director", 0, (ordinary, tagged, backends, options, fragments, lengths, errors, strangers)),
-    ("agent", 6, (to_agents,)),
+    (
+        "director",
+        0,
+        (
+            ordinary,
+            hops,
+            services_classes,
+            tagged,
+            backends,
+            options,
+            fragments,
+            lengths,
+            errors,
+            strangers,
+        ),
+    ),
+    ("agent", 6, (to_agents, marks_and_hops_at_agents, from_strangers)),
     ("agent", 4, (to_agents_of_v6,)),
 )
 

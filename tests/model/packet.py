@@ -41,6 +41,8 @@ class Host:
     rows: dict[tuple[str, int, int], list[tuple[int, ...]]]
     mtu: int = 1500
     me: int = 0
+    trusted: tuple[str, ...] | None = None
+    """Networks whose outer headers are taken off; everybody's without."""
 
 
 @dataclass
@@ -55,7 +57,10 @@ class Flow:
     opening: bool = False
     error: bool = False
     hops: int = 0
-    wrapped: bool = False
+    ttl: int = 0
+    tos: int = 0
+    around: tuple[Address, int] | None = None
+    """Source and ECN mark of the outer header."""
 
 
 @dataclass
@@ -155,7 +160,10 @@ def read_ip(frame: bytes, at: int, v6: bool, flow: Flow) -> Flow:
         known = {TCP, UDP, ICMP}
     if head < 20 or protocol not in known:
         raise Odd("passed_not_ours")
-    flow = replace(flow, client=(client, 0), service=(here, 0, 0), at=at, length=length, v6=v6)
+    tos, ttl = (number(ip, 0) >> 4 & 0xFF, ip[7]) if v6 else (ip[1], ip[8])
+    flow = replace(
+        flow, client=(client, 0), service=(here, 0, 0), at=at, length=length, v6=v6, tos=tos, ttl=ttl
+    )
     if fragment:
         raise Odd("dropped_fragment", here)
     if v6 and protocol in EXTENSIONS:
@@ -185,12 +193,15 @@ def read(host: Host, frame: bytes) -> Flow:
                 raise Odd("passed_not_ours")
             mark = number(ip, 4)
             flow.hops = mark & 15 if mark >> 4 == 0x706 else 0
-            at, v6, flow.wrapped = at + 20, ip[9] == IP6, True
+            flow.around = IPv4Address(ip[12:16]), ip[1] & 3
+            at, v6 = at + 20, ip[9] == IP6
         elif v6 and len(ip) >= 40 and ip[6] in {IPIP, IP6}:
-            if IPv6Address(ip[24:40]) != mine:
+            source = IPv6Address(ip[8:24])
+            if IPv6Address(ip[24:40]) != mine or source.ipv4_mapped:
                 raise Odd("passed_not_ours")
             flow.hops = number(ip, 0, 4) & 15
-            at, v6, flow.wrapped = at + 40, ip[6] == IP6, True
+            flow.around = source, ip[1] >> 4 & 3
+            at, v6 = at + 40, ip[6] == IP6
     return read_ip(frame, at, v6, flow)
 
 
@@ -199,6 +210,56 @@ def checksum(head: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+def amended(head: bytes, at: int, value: int) -> bytes:
+    """An IPv4 header with another word in it, and its checksum as RFC 1624 has it (equation 3)."""
+    total = (~number(head, 10) & 0xFFFF) + (~number(head, at) & 0xFFFF) + value
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    head = head[:at] + value.to_bytes(2, "big") + head[at + 2 :]
+    return head[:10] + (~total & 0xFFFF).to_bytes(2, "big") + head[12:]
+
+
+def one_hop_on(frame: bytes, flow: Flow) -> bytes:
+    """TTL or hop limit one less."""
+    head = frame[flow.at : flow.at + 20]
+    if flow.v6:
+        head = head[:7] + bytes([head[7] - 1]) + head[8:]
+    else:
+        head = amended(head, 8, number(head, 8) - 0x100)
+    return frame[: flow.at] + head + frame[flow.at + 20 :]
+
+
+ECN = {
+    0b00: {0b00: 0b00, 0b10: 0b00, 0b01: 0b00, 0b11: None},
+    0b10: {0b00: 0b10, 0b10: 0b10, 0b01: 0b01, 0b11: 0b11},
+    0b01: {0b00: 0b01, 0b10: 0b01, 0b01: 0b01, 0b11: 0b11},
+    0b11: {0b00: 0b11, 0b10: 0b11, 0b01: 0b11, 0b11: 0b11},
+}
+"""RFC 6040, figure 4: inner mark, outer mark, what comes out; None is dropped."""
+
+
+def come_out(host: Host, frame: bytes, flow: Flow) -> tuple[bytes, Flow]:
+    """What an outer header leaves behind when it is taken off."""
+    assert flow.around is not None
+    source, outside = flow.around
+    if host.trusted is not None and not any(source in ip_network(one) for one in host.trusted):
+        raise Odd("dropped_stranger")
+    if flow.ttl == 0:
+        raise Odd("dropped_ttl")
+    mark = ECN[flow.tos & 3][outside]
+    if mark is None:
+        raise Odd("dropped_congestion")
+    if mark == flow.tos & 3:
+        return frame, flow
+    tos = flow.tos & 0xFC | mark
+    head = frame[flow.at : flow.at + 20]
+    if flow.v6:
+        head = (number(head, 0) & 0xF00F | tos << 4).to_bytes(2, "big") + head[2:]
+    else:
+        head = amended(head, 0, head[0] << 8 | tos)
+    return frame[: flow.at] + head + frame[flow.at + 20 :], replace(flow, tos=tos)
 
 
 def outer(way: Way, flow: Flow, hashed: int, hops: int) -> bytes:
@@ -212,10 +273,12 @@ def outer(way: Way, flow: Flow, hashed: int, hops: int) -> bytes:
     base = int(ip_address(way.source.split("/")[0])) & ~mask
     inside = IP6 if flow.v6 else IPIP
     if address.version == 6:
-        label = (hashed & 0xFFFF) << 4 | hops
+        label = flow.tos << 20 | (hashed & 0xFFFF) << 4 | hops
         head = (0x60000000 | label).to_bytes(4, "big") + flow.length.to_bytes(2, "big") + bytes([inside, 64])
         return head + (base | varied).to_bytes(16, "big") + address.packed
-    head = bytes([0x45, 0]) + (flow.length + 20).to_bytes(2, "big") + (0x7060 | hops).to_bytes(2, "big")
+    head = (
+        bytes([0x45, flow.tos]) + (flow.length + 20).to_bytes(2, "big") + (0x7060 | hops).to_bytes(2, "big")
+    )
     head += bytes([0x40, 0, 64, inside])
     ends = (base | varied).to_bytes(4, "big") + address.packed
     return head + checksum(head + b"\0\0" + ends).to_bytes(2, "big") + ends
@@ -227,15 +290,18 @@ def forward(host: Host, frame: bytes, flow: Flow, backend: int, hashed: int, hop
         raise Odd("dropped_no_backend")
     if way.mac is None:
         raise Odd("dropped_unresolved")
+    if flow.ttl <= 1:
+        raise Odd("dropped_ttl")
     verdict = "tx" if way.same_interface else "redirect"
     if way.source is not None:
         head = outer(way, flow, hashed, hops)
         if flow.length + len(head) > host.mtu:
             raise Odd("dropped_too_big")
         kind = b"\x86\xdd" if len(head) == 40 else b"\x08\x00"
-        return verdict, way.mac + way.from_mac + kind + head + frame[flow.at :]
+        return verdict, way.mac + way.from_mac + kind + head + one_hop_on(frame, flow)[flow.at :]
     mark = bytes([2, 0x70, 0x60 | hops]) if hops else way.from_mac[:3]
-    if flow.wrapped:
+    frame = one_hop_on(frame, flow)
+    if flow.around:
         frame = strip(frame, flow)
     return verdict, way.mac + mark + way.from_mac[3:] + frame[12:]
 
@@ -272,7 +338,13 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         reason = "forwarded_error" if flow.error else "forwarded"
         target = row[0] or (0 if flow.opening else row[1])
     else:
-        stay = strip(frame, flow) if flow.wrapped else frame
+        came = frame
+        if flow.around:
+            try:
+                frame, flow = come_out(host, frame, flow)
+            except Odd as odd:
+                return Answer("drop", odd.reason, came, flow)
+        stay = strip(frame, flow) if flow.around else frame
         target, hops, reason = after(row, host.me, flow.hops), flow.hops + 1, "second_hop"
         why = None
         if protocol == UDP:
@@ -286,6 +358,8 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         if why:
             return Answer("pass", why, stay, flow)
     try:
+        if host.role == "director" and flow.hops:
+            raise Odd("dropped_loop")
         verdict, made = forward(host, frame, flow, target, hashed, hops)
     except Odd as odd:
         return Answer("drop", odd.reason, frame, flow)

@@ -25,4 +25,5 @@ def host(world: dict[str, Any], role: str) -> Host:
         key = (service["address"], service["port"], {"tcp": 6, "udp": 17}[service["protocol"]])
         services[key] = rows(secret, generations, size)
     mac = bytes.fromhex(world["macs"]["here"])
-    return Host(role, secret, size, mac, ways, services, world["mtu"], world["me"])
+    trusted = tuple(world["trusted"]) if world.get("trusted") is not None else None
+    return Host(role, secret, size, mac, ways, services, world["mtu"], world["me"], trusted)

@@ -99,6 +99,7 @@ def path_of(role: str, me: int) -> PacketPath:
         )
     if me:
         path.set_me(me)
+        path.set_trusted(WORLD["trusted"])
     # Generic: a veth's native mode has minds of its own about its peer, and no packet comes by here.
     path.attach("here", "generic")
     return path

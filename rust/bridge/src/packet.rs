@@ -222,6 +222,16 @@ impl PacketPath {
         self.with(py, |path| path.set_me(id))
     }
 
+    fn set_trusted(&self, py: Python<'_>, networks: Option<Vec<String>>) -> PyResult<()> {
+        let networks = networks
+            .map(|texts| {
+                let read = texts.iter().map(|text| network(text));
+                read.collect::<PyResult<Vec<_>>>()
+            })
+            .transpose()?;
+        self.with(py, |path| path.set_trusted(networks.as_deref()))
+    }
+
     #[pyo3(signature = (number, address, port, protocol, rows, *, mtu=1500))]
     #[allow(clippy::too_many_arguments, reason = "named in Python")]
     fn set_service(

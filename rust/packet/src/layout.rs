@@ -14,11 +14,13 @@ pub const MAX_ID: u16 = 1023;
 pub const MAX_SERVICES: u32 = 256;
 /// Interfaces that programs can be attached to.
 pub const MAX_INTERFACES: u32 = 64;
+/// Networks from which outer headers are taken.
+pub const MAX_TRUSTED: u32 = 4096;
 /// Bytes of a row: six backend ids of 10 bits.
 pub const ROW: usize = 8;
 
 /// Why packets went where, in the order of `enum reason`: name, and what it means.
-pub const REASONS: [(&str, &str); 15] = [
+pub const REASONS: [(&str, &str); 19] = [
     ("forwarded", "went on to a backend"),
     (
         "forwarded_error",
@@ -55,6 +57,19 @@ pub const REASONS: [(&str, &str); 15] = [
     ("dropped_too_big", "does not fit with the outer header"),
     ("delivered_hops", "had ten second hops, the stack answers"),
     ("dropped_room", "the interface left no room for headers"),
+    ("dropped_ttl", "TTL or hop limit is used up"),
+    (
+        "dropped_loop",
+        "a second hop came to a director: somebody takes it for a backend",
+    ),
+    (
+        "dropped_congestion",
+        "marked as congested on the way (ECN), and its sender knows no marks",
+    ),
+    (
+        "dropped_stranger",
+        "an outer header of somebody from whom this backend takes none",
+    ),
 ];
 
 /// What the object says of its structs: settings, interface, service key, service, backend, count of a
@@ -169,6 +184,26 @@ pub fn service_of(key: &[u8]) -> Option<(IpAddr, u16, Protocol)> {
     Some((address, u16::from_be_bytes(*port), protocol))
 }
 
+/// A network as a key of `trusted`, where addresses of IPv4 are mapped ones: bits that count, address with no others.
+pub fn network_key(address: IpAddr, fixed: u8) -> [u8; 20] {
+    let fixed = u32::from(fixed)
+        + if address.to_canonical().is_ipv4() {
+            96
+        } else {
+            0
+        };
+    let mask = u128::MAX
+        .checked_shl(128_u32.saturating_sub(fixed))
+        .unwrap_or(0);
+    let address = u128::from_be_bytes(address_bytes(address)) & mask;
+    let mut key = [0; 20];
+    let bytes = fixed.to_ne_bytes().into_iter().chain(address.to_be_bytes());
+    for (place, byte) in key.iter_mut().zip(bytes) {
+        *place = byte;
+    }
+    key
+}
+
 /// `struct service`
 pub fn service(number: u32, mtu: u32) -> [u8; 8] {
     let mut value = [0; 8];
@@ -242,6 +277,18 @@ impl Hop {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_known_by_their_fixed_bits() {
+        let key = |text: &str, fixed| network_key(text.parse().unwrap(), fixed);
+        assert_eq!(key("10.0.1.77", 28), key("10.0.1.64", 28));
+        assert_ne!(key("10.0.1.77", 28), key("10.0.1.64", 27));
+        assert_eq!(key("2001:db8::1", 64), key("2001:db8::", 64));
+        assert_eq!(key("::1", 0), [0; 20]);
+        let all_v4 = key("1.2.3.4", 0);
+        assert_eq!(all_v4[..4], 96_u32.to_ne_bytes());
+        assert_eq!(all_v4[14..], [0xff, 0xff, 0, 0, 0, 0]);
+    }
 
     #[test]
     fn rows_are_one_word_and_back() {

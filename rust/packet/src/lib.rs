@@ -15,3 +15,4 @@ pub mod pins;
 pub mod services;
 pub mod support;
 mod sys;
+pub mod trusted;

@@ -4,14 +4,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::error::{PacketError, refused};
-use crate::layout::{BACKEND_WORDS, LAYOUT, MAX_ID, MAX_SERVICES, REASONS, ROW};
+use crate::layout::{BACKEND_WORDS, LAYOUT, MAX_ID, MAX_SERVICES, MAX_TRUSTED, REASONS, ROW};
 use crate::object;
 use crate::sys::{self, MapShape, Program};
 
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PER_CPU_ARRAY: u32 = 6;
+const LPM_TRIE: u32 = 11;
 const ARRAY_OF_MAPS: u32 = 12;
+const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 const XDP: u32 = 6;
@@ -31,6 +33,8 @@ pub struct Maps {
     pub tables: OwnedFd,
     /// Id → ways.
     pub backends: OwnedFd,
+    /// Networks from which outer headers are taken.
+    pub trusted: OwnedFd,
     /// Reason → packets.
     pub counters: OwnedFd,
     /// Number → counts.
@@ -60,7 +64,7 @@ pub fn new_table(size: u32) -> Result<OwnedFd, PacketError> {
 }
 
 impl Maps {
-    const SHAPES: [(&'static str, MapShape); 7] = {
+    const SHAPES: [(&'static str, MapShape); 8] = {
         const fn of(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> MapShape {
             MapShape {
                 kind,
@@ -82,6 +86,7 @@ impl Maps {
                 "backends",
                 of(ARRAY, 4, (BACKEND_WORDS * 4) as u32, ids, MMAPABLE),
             ),
+            ("trusted", of(LPM_TRIE, 20, 1, MAX_TRUSTED, NO_PREALLOC)),
             ("counters", of(PER_CPU_ARRAY, 4, 8, REASONS.len() as u32, 0)),
             (
                 "of_services",
@@ -125,7 +130,7 @@ impl Maps {
         for (name, shape) in Maps::SHAPES {
             made.push(each(name, shape)?);
         }
-        let made: [OwnedFd; 7] = made
+        let made: [OwnedFd; 8] = made
             .try_into()
             .map_err(|_| PacketError::new("maps are missing"))?;
         let [
@@ -133,6 +138,7 @@ impl Maps {
             services,
             tables,
             backends,
+            trusted,
             counters,
             of_services,
             of_backends,
@@ -142,6 +148,7 @@ impl Maps {
             services,
             tables,
             backends,
+            trusted,
             counters,
             of_services,
             of_backends,
@@ -149,12 +156,13 @@ impl Maps {
     }
 
     /// Each with its name.
-    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
+    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 8] {
         [
             ("settings", self.settings.as_fd()),
             ("services", self.services.as_fd()),
             ("tables", self.tables.as_fd()),
             ("backends", self.backends.as_fd()),
+            ("trusted", self.trusted.as_fd()),
             ("counters", self.counters.as_fd()),
             ("of_services", self.of_services.as_fd()),
             ("of_backends", self.of_backends.as_fd()),

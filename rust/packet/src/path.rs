@@ -16,6 +16,7 @@ use crate::object;
 use crate::pins::Pins;
 use crate::services::{Key, Services, check_number};
 use crate::sys::{self, Program};
+use crate::trusted::{self, Network};
 
 /// What a host is to packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,7 @@ impl PacketPath {
             None => {
                 let kernel = Kernel::open(Maps::create(size)?)?;
                 kernel.set_key(&secret, size);
+                trusted::set(kernel.maps.trusted.as_fd(), None)?;
                 kernel
             }
         };
@@ -199,6 +201,11 @@ impl PacketPath {
         check_id(id)?;
         self.kernel.set_me(id);
         Ok(())
+    }
+
+    /// Whose outer headers an agent takes off, see [`trusted::set`]; everybody's until this is called.
+    pub fn set_trusted(&mut self, networks: Option<&[Network]>) -> Result<(), PacketError> {
+        trusted::set(self.kernel.maps.trusted.as_fd(), networks)
     }
 
     /// A service and its rows, see [`Services::set`].
