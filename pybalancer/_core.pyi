@@ -617,7 +617,7 @@ class PacketPath:
     def set_me(self, id: int) -> None:
         """Which backend this host is. Of agents."""
     def set_trusted(self, networks: Sequence[str] | None) -> None:
-        """Whose outer headers are taken off: of sources in these addresses and networks alone. None: everybody's.
+        """Whose outer headers are taken off: those from these addresses and networks. None: everybody's.
 
         Everybody's until this is called first, then as it was called last; of the process before, too. Who
         is in the networks of before and in the new ones is so at every moment. Of agents.

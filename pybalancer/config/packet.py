@@ -101,6 +101,12 @@ def mistakes(config: Config) -> Iterator[Finding]:
         yield (*here, "source"), why, 'set forward = "ipip"'
     if section.source is not None and ipaddress.ip_network(section.source).num_addresses > 1 << 32:
         yield (*here, "source"), "at most 32 bits of it can vary", "write a smaller network"
+    if section.directors and section.forward == "l2":
+        why = 'means nothing with forward = "l2": nobody sends outer packets'
+        yield (*here, "directors"), why, 'set forward = "ipip"'
+    if "directors" in section.model_fields_set and not section.directors:
+        why = "names nobody, so no packet of a director would be taken"
+        yield (*here, "directors"), why, 'name them, as "10.0.0.1" or "10.0.1.0/28", or leave it out'
     if section.backend is not None:
         if section.role != "backend":
             yield (*here, "backend"), 'means nothing with role = "director"', 'set role = "backend"'
@@ -127,11 +133,15 @@ def mistakes(config: Config) -> Iterator[Finding]:
 
 def doubts(config: Config) -> Iterator[Finding]:
     """What works and is probably not meant."""
+    here: Path = ("packet",)
     section, met = config.packet, listeners(config)
     if not met and section.interfaces:
-        yield ("packet",), 'no listener is of mode "packet"', None
+        yield here, 'no listener is of mode "packet"', None
     if section.engine == "nftables" and "xdp" in section.model_fields_set:
-        yield ("packet", "xdp"), 'means nothing with engine = "nftables"', None
+        yield (*here, "xdp"), 'means nothing with engine = "nftables"', None
+    if met and section.role == "backend" and section.forward == "ipip" and not section.directors:
+        why = "without it this machine takes packets out of the outer packets of anybody"
+        yield (*here, "directors"), why, 'name those that send them: directors = ["10.0.0.1", "10.0.1.0/28"]'
     if met and config.balancer.secret is None and config.balancer.secret_file is None:
         why = "without it each machine makes its own, and no two of them send a packet to the same backend"
         yield ("balancer", "secret_file"), why, "the same on all: openssl rand -hex 16"

@@ -50,8 +50,17 @@ class PacketConfig(Section):
         None,
         description="With `ipip`: source address of the outer packets, or a network from which it varies "
         "with the flow, so that routers and network cards spread them. Routers must let these pass. "
-        "Default: this machine's address on the way.",
+        "Default: this machine's address on the way; for packets that a backend passes on, the address that "
+        "the file has for it.",
         examples=["172.16.0.0/16"],
+    )
+    directors: Annotated[tuple[Network, ...], Field(max_length=1000)] = Field(
+        (),
+        description="With `ipip`: addresses or networks that the outer packets of directors come from. A "
+        "backend takes packets out of these alone, and out of those of the other backends and of `source`, "
+        "where that is set; of others they are dropped and counted. A network that new backends will be in "
+        "may be named, too. Default: out of anybody's.",
+        examples=[["10.0.0.1", "10.0.1.0/28"]],
     )
     backend: Name | None = Field(
         None,

@@ -56,6 +56,9 @@ class Forwarder(Protocol):
     def services(self) -> Mapping[int, Address]: ...
     def set_host(self, number: int, hop: Hop) -> None: ...
     def drop_host(self, number: int) -> None: ...
+    def trust(self, networks: Sequence[str]) -> None:
+        """Take packets out of outer packets from these and from the hosts; without any, out of anybody's."""
+
     def set_me(self, number: int) -> None: ...
     def set_service(self, number: int, where: Address, table: Table) -> Digests: ...
     def drop_service(self, number: int) -> None: ...
@@ -88,6 +91,11 @@ class XdpForwarder:
         self._director = section.role == "director"
         role: Literal["director", "agent"] = "director" if self._director else "agent"
         self._path = _core.PacketPath(role, secret=secret, size=size, pin=pin_name(role))
+        self._hops: dict[int, Hop] = {}
+        self._me = 0
+        self._networks: tuple[str, ...] = ()
+        self._trusted: set[str] | None = set()
+        """Whom the kernel's part trusts; at first that is not known."""
 
     @property
     def adopted(self) -> bool:
@@ -100,6 +108,7 @@ class XdpForwarder:
         return self._path.services()
 
     def set_host(self, number: int, hop: Hop) -> None:
+        self._hops[number] = hop
         wraps = self._section.forward == "ipip"
         self._path.set_backend(
             number,
@@ -114,14 +123,26 @@ class XdpForwarder:
         given = self._section.source
         if given is not None and (":" in given) == (":" in hop.host):
             return given
+        # Of a backend the one by which all the others know it, and take packets of.
+        me = self._hops.get(self._me)
+        if me is not None and (":" in me.host) == (":" in hop.host):
+            return me.host
         # Of a machine that there is no way to yet nothing is sent: any address does.
         return hop.source or hop.host
 
     def drop_host(self, number: int) -> None:
+        self._hops.pop(number, None)
         self._path.drop_backend(number)
+
+    def trust(self, networks: Sequence[str]) -> None:
+        self._networks = tuple(networks)
 
     def set_me(self, number: int) -> None:
         self._path.set_me(number)
+        if number != self._me:
+            self._me = number
+            for other, hop in self._hops.items():
+                self.set_host(other, hop)
 
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
         numbers = Numbers(dict(table.hosts))
@@ -144,7 +165,16 @@ class XdpForwarder:
         return modes
 
     def flush(self) -> None:
-        pass
+        if self._director:
+            return
+        trusted = None
+        if self._networks:
+            source = self._section.source
+            others = (hop.host for number, hop in self._hops.items() if number != self._me)
+            trusted = {*self._networks, *others, *((source,) if source is not None else ())}
+        if trusted != self._trusted:
+            self._path.set_trusted(None if trusted is None else sorted(trusted))
+            self._trusted = trusted
 
     def reasons(self) -> Mapping[str, int]:
         return self._path.counters()

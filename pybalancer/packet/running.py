@@ -131,6 +131,7 @@ def look_at_hops(running: Running, hosts: set[str], *, wait: bool) -> dict[str, 
 
 
 def set_hosts(running: Running, hosts: set[str]) -> None:
+    running.forwarder.trust(running.section.directors)
     for host in sorted(hosts):
         number, hop = running.state.numbers[host], running.hops[host]
         if running.set_hops.get(number) != hop:

@@ -224,10 +224,8 @@ def amended(head: bytes, at: int, value: int) -> bytes:
 def one_hop_on(frame: bytes, flow: Flow) -> bytes:
     """TTL or hop limit one less."""
     head = frame[flow.at : flow.at + 20]
-    if flow.v6:
-        head = head[:7] + bytes([head[7] - 1]) + head[8:]
-    else:
-        head = amended(head, 8, number(head, 8) - 0x100)
+    ttl = number(head, 8) - 0x100
+    head = head[:7] + bytes([head[7] - 1]) + head[8:] if flow.v6 else amended(head, 8, ttl)
     return frame[: flow.at] + head + frame[flow.at + 20 :]
 
 
@@ -285,6 +283,8 @@ def outer(way: Way, flow: Flow, hashed: int, hops: int) -> bytes:
 
 
 def forward(host: Host, frame: bytes, flow: Flow, backend: int, hashed: int, hops: int) -> tuple[str, bytes]:
+    if host.role == "director" and flow.hops:
+        raise Odd("dropped_loop")
     way = host.ways.get(backend)
     if way is None:
         raise Odd("dropped_no_backend")
@@ -358,8 +358,6 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         if why:
             return Answer("pass", why, stay, flow)
     try:
-        if host.role == "director" and flow.hops:
-            raise Odd("dropped_loop")
         verdict, made = forward(host, frame, flow, target, hashed, hops)
     except Odd as odd:
         return Answer("drop", odd.reason, frame, flow)

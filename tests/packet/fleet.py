@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,8 @@ class Plan:
     weights: dict[str, int] = field(default_factory=dict)
     engine: str = "xdp"
     health: str = ""
+    trusted: tuple[str, ...] = ()
+    """Whose outer packets backends take, besides each other's."""
     six: bool = False
     """Backends are known by their IPv6 addresses."""
     vips: tuple[str, ...] = (VIP, f"[{VIP6}]")
@@ -37,6 +40,7 @@ class Plan:
     def text(self) -> str:
         lines = [f'[packet]\ninterfaces = ["eth0"]\nforward = "{self.forward}"\nengine = "{self.engine}"']
         lines.append('xdp = "native"' if self.engine == "xdp" else "")
+        lines.append(f"directors = {json.dumps(self.trusted)}" if self.trusted else "")
         for vip in self.vips:
             name = "vip6" if vip.startswith("[") else "vip"
             lines.append(

@@ -33,7 +33,12 @@ def test_a_check_is_wrapped_as_packets_are(place: Namespace, id: int, tos: int, 
         try:
             for number, way in WAYS.items():
                 path.set_backend(
-                    number, address=way.address, mac=MAC, interface="here", encapsulate=True, source=way.source
+                    number,
+                    address=way.address,
+                    mac=MAC,
+                    interface="here",
+                    encapsulate=True,
+                    source=way.source,
                 )
             verdict, after, _ = path.test_run(
                 packet, program="probe", interface="here", mark=0x7062_0000 | id
