@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pybalancer_core::flow::Secret;
 
 use crate::error::{PacketError, refused};
-use crate::grace::Grace;
+use crate::grace::{Grace, wait_for_packets};
 use crate::layout::{
     self, BACKEND_WORDS, HOP_WORDS, INTERFACE_TRIES, INTERFACE_WORD, LAYOUT, LIVE_WORD, MAX_ID,
     MAX_INTERFACES, ME_WORD,
@@ -135,7 +135,7 @@ impl Kernel {
         };
         if !same && (at..at + 5).any(|index| word(&self.settings, index) != 0) {
             // Some packet may have compared the key of before, and not yet read whose it is.
-            sys::wait_for_packets().map_err(refused("wait for packets under way"))?;
+            wait_for_packets().map_err(refused("wait for packets under way"))?;
         }
         if !same {
             self.settings.write(at, key);

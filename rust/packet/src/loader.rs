@@ -1,5 +1,6 @@
 //! Maps and programs of one role: made anew, or found where a process before left them.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -61,6 +62,14 @@ pub fn table_shape(size: u32) -> MapShape {
 /// An empty table: all rows name nobody.
 pub fn new_table(size: u32) -> Result<OwnedFd, PacketError> {
     sys::map_create("pb_table", table_shape(size), None).map_err(refused("make a table"))
+}
+
+/// A map of maps with one place, and a map that may be put there.
+pub fn new_scratch() -> io::Result<[OwnedFd; 2]> {
+    let inner = sys::map_create("pb_inner", shape(ARRAY, 4, 4, 1, 0), None)?;
+    let outer = shape(ARRAY_OF_MAPS, 4, 4, 1, 0);
+    let outer = sys::map_create("pb_outer", outer, Some(inner.as_fd()))?;
+    Ok([outer, inner])
 }
 
 impl Maps {

@@ -426,9 +426,8 @@ impl Drop for Shared {
     }
 }
 
-/// Wait until every packet that is being handled has been handled: what was taken out of the programs' sight before
-/// is in no program's hands after. (`MEMBARRIER_CMD_GLOBAL` waits for a grace period of RCU.)
-pub fn wait_for_packets() -> io::Result<()> {
+/// `MEMBARRIER_CMD_GLOBAL`, which waits for a grace period of RCU. Kernels that were started with `nohz_full` refuse.
+pub fn membarrier() -> io::Result<()> {
     // SAFETY: takes no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, 1, 0, 0) };
     if result < 0 {
