@@ -52,13 +52,13 @@ class Forwarder(Protocol):
     def adopted(self) -> bool:
         """Whether packets were forwarded already when this began."""
 
+    def configure(self, section: PacketConfig) -> None:
+        """What is set from now on is set by this section. Its role and engine are those of before."""
+
     def hosts(self) -> list[int]: ...
     def services(self) -> Mapping[int, Address]: ...
     def set_host(self, number: int, hop: Hop) -> None: ...
     def drop_host(self, number: int) -> None: ...
-    def trust(self, networks: Sequence[str]) -> None:
-        """Take packets out of outer packets from these and from the hosts; without any, out of anybody's."""
-
     def set_me(self, number: int) -> None: ...
     def set_service(self, number: int, where: Address, table: Table) -> Digests: ...
     def drop_service(self, number: int) -> None: ...
@@ -93,13 +93,15 @@ class XdpForwarder:
         self._path = _core.PacketPath(role, secret=secret, size=size, pin=pin_name(role))
         self._hops: dict[int, Hop] = {}
         self._me = 0
-        self._networks: tuple[str, ...] = ()
         self._trusted: set[str] | None = set()
         """Whom the kernel's part trusts; at first that is not known."""
 
     @property
     def adopted(self) -> bool:
         return self._path.adopted
+
+    def configure(self, section: PacketConfig) -> None:
+        self._section = section
 
     def hosts(self) -> list[int]:
         return self._path.backends()
@@ -134,9 +136,6 @@ class XdpForwarder:
         self._hops.pop(number, None)
         self._path.drop_backend(number)
 
-    def trust(self, networks: Sequence[str]) -> None:
-        self._networks = tuple(networks)
-
     def set_me(self, number: int) -> None:
         self._path.set_me(number)
         if number != self._me:
@@ -167,11 +166,10 @@ class XdpForwarder:
     def flush(self) -> None:
         if self._director:
             return
-        trusted = None
-        if self._networks:
-            source = self._section.source
+        trusted, source = None, self._section.source
+        if self._section.directors:
             others = (hop.host for number, hop in self._hops.items() if number != self._me)
-            trusted = {*self._networks, *others, *((source,) if source is not None else ())}
+            trusted = {*self._section.directors, *others, *((source,) if source is not None else ())}
         if trusted != self._trusted:
             self._path.set_trusted(None if trusted is None else sorted(trusted))
             self._trusted = trusted

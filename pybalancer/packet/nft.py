@@ -83,6 +83,9 @@ class NftForwarder:
         self._changed = self._first = True
         self.adopted = bool(nft_counters.read(NAME))
 
+    def configure(self, section: PacketConfig) -> None:
+        self._section = section
+
     def hosts(self) -> list[int]:
         return list(self._hosts)
 
@@ -95,9 +98,6 @@ class NftForwarder:
     def drop_host(self, number: int) -> None:
         # Its rules stay until the next change: nothing leads there.
         self._hosts.pop(number, None)
-
-    def trust(self, networks: Sequence[str]) -> None:
-        pass  # Here there are no outer packets.
 
     def set_me(self, number: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Kernels that refuse membarrier(2), as those with ``nohz_full`` do: changes are waited for by other means."""
+"""Kernels that refuse membarrier(2), as those with ``nohz_full`` do: changes are waited for another way."""
 
 from __future__ import annotations
 
