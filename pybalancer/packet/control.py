@@ -145,6 +145,7 @@ class PacketControl:
         self, running: Running, section: PacketConfig, wanted: list[Service], secret: bytes, size: int
     ) -> None:
         """By something else. Two programs cannot have one interface: packets are nobody's for a moment."""
+        who_am_i(section, wanted, running.state.histories.values())
         self._running = None
         close(running, False)
         try:

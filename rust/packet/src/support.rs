@@ -2,8 +2,9 @@
 
 use crate::sys;
 
-/// Capabilities that are needed, with their numbers (capabilities(7)).
-const NEEDED: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+/// Capabilities that are needed, with their numbers (capabilities(7)). Without CAP_PERFMON the verifier lets no
+/// program compute with the addresses of a packet's ends.
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39), ("CAP_PERFMON", 38)];
 const SYS_ADMIN: u32 = 21;
 
 /// The kernel that has all that is used: mmapable maps (5.5), links of XDP (5.9). Links of tcx, for checks
@@ -21,8 +22,8 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     let has = |number: u32| effective >> number & 1 == 1;
     NEEDED
         .into_iter()
-        // CAP_SYS_ADMIN was what bpf(2) asked for before CAP_BPF, and still does.
-        .filter(|(name, number)| !(has(*number) || *name == "CAP_BPF" && has(SYS_ADMIN)))
+        // CAP_SYS_ADMIN was what bpf(2) asked for before there were CAP_BPF and CAP_PERFMON, and still does.
+        .filter(|(name, number)| !(has(*number) || *name != "CAP_NET_ADMIN" && has(SYS_ADMIN)))
         .map(|(name, _)| name)
         .collect()
 }
