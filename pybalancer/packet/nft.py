@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pybalancer import _core
 from pybalancer.packet import nft_counters
-from pybalancer.packet.forwarder import Address, Digests, Table
+from pybalancer.packet.forwarder import NFT_TABLE, Address, Digests, Table
 from pybalancer.packet.generations import Numbers
 from pybalancer.packet.services import nft_digest, nft_seed
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
-NAME: Final = "pybalancer"
-TABLE: Final = f"netdev {NAME}"
+TABLE: Final = f"netdev {NFT_TABLE}"
 PRIORITY: Final = -500
 """Before what other tables do with packets that come in."""
 PATIENCE: Final = 30.0
@@ -81,7 +80,7 @@ class NftForwarder:
         self._interfaces: tuple[str, ...] = ()
         self._owners: dict[int, list[int]] = {}
         self._changed = self._first = True
-        self.adopted = bool(nft_counters.read(NAME))
+        self.adopted = bool(nft_counters.read(NFT_TABLE))
 
     def configure(self, section: PacketConfig) -> None:
         self._section = section
@@ -127,6 +126,9 @@ class NftForwarder:
         self.flush()
         how = "nftables" if self._section.role == "director" else "not needed"
         return dict.fromkeys(interfaces, how)
+
+    def only(self, interfaces: Collection[str]) -> None:
+        pass  # All rules are replaced at once, by the next flush.
 
     def flush(self) -> None:
         if self._section.role != "director" or not self._interfaces:
@@ -205,7 +207,7 @@ class NftForwarder:
 
     def _counters(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes by name."""
-        return {} if self._first else nft_counters.read(NAME)
+        return {} if self._first else nft_counters.read(NFT_TABLE)
 
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         data = ipaddress.ip_address(client).packed + port.to_bytes(2) + b"\0\0"
