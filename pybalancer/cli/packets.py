@@ -16,6 +16,8 @@ def show_packets(console: "Console", packet: dict[str, Any]) -> None:
     where = ", ".join(f"{name} ({how})" for name, how in packet["interfaces"].items())
     me = f", known as {packet['me']}" if packet["me"] else ""
     console.print(f"packet mode · {packet['role']}{me} · {where} · forward by {packet['forward']}")
+    for name, problem in packet["problems"].items():
+        console.print(Text(f"{name}: {problem}", style="red"))
     table = Table()
     for column in ("name", "address", "pool", "table"):
         table.add_column(column)

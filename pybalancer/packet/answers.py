@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybalancer.config.values import join
 from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus, Speed
+from pybalancer.packet.running import interface_problems
 
 if TYPE_CHECKING:
     from pybalancer.packet.hops import Hop
@@ -49,6 +50,7 @@ def status(running: Running, speed: Speed) -> PacketStatus:
         engine=section.engine,
         forward=section.forward,
         interfaces=dict(running.modes),
+        problems={name: why for name, why in interface_problems(running).items() if why},
         me=running.me,
         services=[_service(running, service, speed) for service in running.services.values()],
         machines=[

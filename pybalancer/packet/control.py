@@ -26,8 +26,10 @@ from pybalancer.packet.running import (
     Running,
     arrange,
     close,
+    interface_problems,
     links_of,
     look_at_hops,
+    look_at_tags,
     rekeyed,
     set_hosts,
     set_ways,
@@ -182,6 +184,7 @@ class PacketControl:
             running.modes = running.forwarder.attach(
                 [one for one in running.section.interfaces if one in links]
             )
+        look_at_tags(running)
         answers.observe(running, self._speed, time.monotonic())
         self._tell_problems(running)
         self._tell("", "")
@@ -191,10 +194,7 @@ class PacketControl:
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
-        problems |= {
-            name: "" if name in running.links else "there is no such interface"
-            for name in running.section.interfaces
-        }
+        problems |= interface_problems(running)
         for what, problem in problems.items():
             self._tell(what, problem)
         for what in self._told.keys() - problems.keys() - OWN:

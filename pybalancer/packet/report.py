@@ -61,6 +61,8 @@ class PacketStatus:
     forward: str
     interfaces: dict[str, str]
     """Each with how it is attached: native, generic, nftables."""
+    problems: dict[str, str]
+    """Of those interfaces that have one."""
     me: str | None
     """Of a backend: the address that rows know it by."""
     services: list[ServiceStatus]

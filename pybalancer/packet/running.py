@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from pybalancer import _core
 from pybalancer.config.secret import state_directory
 from pybalancer.errors import PybalancerError
-from pybalancer.packet import hops, leftovers, state, vip
+from pybalancer.packet import hops, leftovers, state, tags, vip
 from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.forwarder import Digests, Forwarder, Table, XdpForwarder
 from pybalancer.packet.generations import MOST_NUMBERS, History, Numbers
@@ -67,6 +67,9 @@ class Running:
     """Interfaces as they were when they were attached: index and hardware address."""
     routes_due: float = 0.0
     """When routes are to be looked up again."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What is to be done about VLAN tags, by interface."""
+    tags_due: float = 0.0
     ways: Ways = field(default_factory=Ways)
     vips: set[str] = field(default_factory=set)
 
@@ -251,6 +254,21 @@ def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wa
         time.sleep(0.02)
         found = hops.look(hosts, found, direct=direct, routes=False)
     return found
+
+
+def look_at_tags(running: Running) -> None:
+    now = time.monotonic()
+    if running.section.engine == "xdp" and now >= running.tags_due:
+        running.tags_due = now + ROUTES
+        running.tags = tags.hidden(running.section.interfaces)
+
+
+def interface_problems(running: Running) -> dict[str, str]:
+    """Of all interfaces; "" where there is none."""
+    return {
+        name: running.tags.get(name, "") if name in running.links else "there is no such interface"
+        for name in running.section.interfaces
+    }
 
 
 def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:
