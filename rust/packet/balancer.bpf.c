@@ -111,8 +111,9 @@ struct flow {
 // And of its outer header; `bits` and on: key of `trusted`.
 struct outside { u32 length, ecn, zero, bits; u64 source[2]; };
 
-// A verdict, and why.
+// A verdict, and why; below 0 it is the reason for a drop.
 INLINE int counted(u32 reason, int verdict) {
+    if (verdict < 0) reason = -verdict, verdict = XDP_DROP;
     u64 *counter = map_lookup(&counters, &reason);
     if (counter) *counter += 1;
     return verdict;
@@ -244,8 +245,7 @@ INLINE int read_v4(u8 *data, u8 *end, u32 at, struct flow *flow) {
     if (ip->protocol != TCP && ip->protocol != UDP && ip->protocol != ICMP) return NOT_OURS;
     set_v4(flow->key.address, ip->destination);
     set_v4(flow->client, ip->source);
-    flow->ip = at;
-    flow->length = length;
+    flow->ip = at; flow->length = length;
     flow->v6 = 0; flow->tos = ip->tos; flow->ttl = ip->ttl;
     if (ip->fragment & NET16(0x3fff)) return if_ours(flow, FRAGMENT);
     if (length < head || data + at + length > end) return if_ours(flow, MALFORMED);
@@ -259,8 +259,7 @@ INLINE int read_v6(u8 *data, u8 *end, u32 at, struct flow *flow) {
     if (mapped(ip->destination)) return NOT_OURS;
     keep_v6(flow->key.address, ip->destination);
     keep_v6(flow->client, ip->source);
-    flow->ip = at;
-    flow->length = rest + 40;
+    flow->ip = at; flow->length = rest + 40;
     flow->v6 = 1; flow->tos = NET32(ip->flow) >> 20; flow->ttl = ip->hops;
     switch (ip->next) {
     case TCP: case UDP: case ICMP6: break;
@@ -373,15 +372,15 @@ INLINE void mark_hops(struct mac *from, u32 hops) {
 
 // Whoever sends a packet on is a hop on its way: so none goes round for ever.
 INLINE int take_hop(struct xdp_md *ctx, const struct flow *flow) {
-    u8 *ip = (u8 *)(long)ctx->data + (flow->ip & 127);
+    struct ipv4 *ip = (void *)((u8 *)(long)ctx->data + (flow->ip & 127));
     PIN(ip);
-    if (ip + 20 > (u8 *)(long)ctx->data_end) return -MALFORMED;
+    if ((u8 *)(ip + 1) > (u8 *)(long)ctx->data_end) return -MALFORMED;
     if (flow->v6) {
         ((struct ipv6 *)ip)->hops = flow->ttl - 1;
     } else {
-        u32 sum = ((struct ipv4 *)ip)->checksum + 1;    // RFC 1624, for one less
-        ((struct ipv4 *)ip)->checksum = sum + (sum >= 0xffff);
-        ((struct ipv4 *)ip)->ttl = flow->ttl - 1;
+        u32 sum = ip->checksum + 1;     // RFC 1624, for one less
+        ip->checksum = sum + (sum >= 0xffff);
+        ip->ttl = flow->ttl - 1;
     }
     return 0;
 }
@@ -448,7 +447,6 @@ SECTION("xdp/director") int director(struct xdp_md *ctx) {
     if (!id && !flow.opening) id = entry >> 10 & ID;
     // What a backend has sent on is for another backend: somebody takes a director for one.
     int verdict = flow.hops ? -LOOP : id ? forward(ctx, &flow, id, service.mtu, hashed, 0, 0) : -NO_BACKEND;
-    if (verdict < 0) return counted(-verdict, XDP_DROP);
     return counted(flow.error ? FORWARDED_ERROR : FORWARDED, verdict);
 }
 
@@ -502,8 +500,7 @@ INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
 
 // To the stack, without what the director has put around it.
 INLINE int deliver(struct xdp_md *ctx, struct flow *flow, u32 wrapped, int reason) {
-    if (wrapped && strip(ctx, flow)) return counted(ROOM, XDP_DROP);
-    return counted(reason, XDP_PASS);
+    return counted(reason, wrapped && strip(ctx, flow) ? -ROOM : XDP_PASS);
 }
 
 // The outer header, if there is one; 0 if it is for somebody else than this host.
@@ -538,9 +535,7 @@ INLINE int read_outside(u8 *data, u8 *end, u32 at, u32 me, u16 *type, struct flo
 INLINE int accept(u8 *data, u8 *end, struct flow *flow, const struct outside *outer) {
     if (!map_lookup(&trusted, &outer->bits)) return STRANGER;
     if (!flow->ttl) return TTL;
-    u32 inside = flow->tos & 3, mark = inside;
-    if (outer->ecn == 3) mark = 3;
-    else if (outer->ecn == 1 && inside == 2) mark = 1;
+    u32 inside = flow->tos & 3, mark = outer->ecn == 3 || (outer->ecn == 1 && inside == 2) ? outer->ecn : inside;
     if (mark == inside) return FORWARDED;
     u16 *words = (void *)(data + (flow->ip & 127));
     PIN(words);
@@ -570,9 +565,7 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     u32 next = next_of(row(service.number, hashed), me, flow.hops);
     if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
     if (flow.hops >= MOST_HOPS) return deliver(ctx, &flow, wrapped, HOPS);
-    int verdict = forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped);
-    if (verdict < 0) return counted(-verdict, XDP_DROP);
-    return counted(SECOND_HOP, verdict);
+    return counted(SECOND_HOP, forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped));
 }
 
 // Marked by the prober: 0x7062 and the backend's id. Goes to the service's address at that backend.
