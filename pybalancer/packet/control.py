@@ -21,10 +21,11 @@ from pybalancer.config import packet
 from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
 from pybalancer.packet import answers, state
+from pybalancer.packet.counting import Counting
 from pybalancer.packet.forwarder import Table
 from pybalancer.packet.generations import History
 from pybalancer.packet.marks import mark
-from pybalancer.packet.report import PacketStatus, Speed
+from pybalancer.packet.report import PacketStatus
 from pybalancer.packet.running import (
     Running,
     bounded,
@@ -50,6 +51,8 @@ _log = logging.getLogger("pybalancer")
 
 LOOK: Final = 1.0
 """Seconds between two looks at next hops, interfaces and counts."""
+BEFORE_ANSWERS: Final = 0.5
+"""Seconds that who asks waits at most for a change that is under way."""
 
 
 class PacketControl:
@@ -62,7 +65,7 @@ class PacketControl:
     def __init__(self) -> None:
         self._running: Running | None = None
         self._lock = trio.Lock()
-        self._speed = Speed()
+        self._counting = Counting()
         self._told: dict[str, str] = {}
 
     async def check(self, config: Config) -> None:
@@ -137,6 +140,8 @@ class PacketControl:
         if former is not None:
             former.forwarder.close(keep=True)
         self._running = running
+        with contextlib.suppress(_core.PacketError, OSError):
+            self._counting.ask(running.forwarder, time.monotonic())
 
     def _change(self, running: Running, section: PacketConfig, wanted: list[Service]) -> None:
         forwarder = running.forwarder
@@ -211,7 +216,7 @@ class PacketControl:
             running.modes = running.forwarder.attach(
                 [one for one in running.section.interfaces if one in links]
             )
-        answers.observe(running, self._speed, time.monotonic())
+        self._counting.look(running.forwarder, time.monotonic())
         self._tell_problems(running)
         self._tell("", "")
 
@@ -277,9 +282,27 @@ class PacketControl:
         row = found["row"]
         return {"backend": row[0]["backend"] if row else None, "choices": [], "packet": found}
 
+    async def refresh(self) -> None:
+        """Ask the kernel for counts, if nobody has just now: then ``status`` is of this moment.
+
+        Nothing else asks it either until the caller waits for something, so ``explain`` need not wait. While
+        a change takes long, what was counted before it has to do.
+        """
+        if self._running is None:
+            return
+        with trio.move_on_after(BEFORE_ANSWERS):
+            async with self._lock:
+                running, now = self._running, time.monotonic()
+                if running is None or self._counting.is_recent(now):
+                    return
+                try:
+                    await trio.to_thread.run_sync(self._counting.ask, running.forwarder, now)
+                except (_core.PacketError, OSError) as error:
+                    self._tell("", str(error))
+
     def status(self) -> PacketStatus | None:
-        """A picture of this moment; None while there is no listener of mode "packet"."""
-        return answers.status(self._running, self._speed) if self._running is not None else None
+        """With the counts of the last ``refresh`` or look; None while no listener is of mode "packet"."""
+        return answers.status(self._running, self._counting) if self._running is not None else None
 
 
 def _other_part(before: PacketConfig, after: PacketConfig) -> bool:

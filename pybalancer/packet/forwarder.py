@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pybalancer import _core
 from pybalancer.packet.generations import Generation, Numbers
@@ -42,6 +42,28 @@ class Digests:
     """Slots that have another owner than in the generation before."""
 
 
+class Count(NamedTuple):
+    """What went to a service, or to a machine."""
+
+    packets: int = 0
+    bytes: int = 0
+    """Of whole frames."""
+    flows: int = 0
+    """Begun: SYN without ACK."""
+    others: int = 0
+    """Of a service: ICMP errors. Of a machine: second hops to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """All that was counted up to one moment; services and machines by number."""
+
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Packets by what became of them."""
+    services: Mapping[int, Count] = field(default_factory=dict)
+    hosts: Mapping[int, Count] = field(default_factory=dict)
+
+
 class Forwarder(Protocol):
     """Machines by number and services by number, and what was counted of them.
 
@@ -52,7 +74,9 @@ class Forwarder(Protocol):
     def adopted(self) -> bool:
         """Whether packets were forwarded already when this began."""
 
-    def hosts(self) -> list[int]: ...
+    def hosts(self) -> Mapping[int, str]:
+        """Addresses by number. Of the process before, too, as long as packets go by its numbers."""
+
     def services(self) -> Mapping[int, Address]: ...
     def set_host(self, number: int, hop: Hop) -> None: ...
     def drop_host(self, number: int) -> None: ...
@@ -65,9 +89,9 @@ class Forwarder(Protocol):
     def flush(self) -> None:
         """All that was set takes effect, if it has not already."""
 
-    def reasons(self) -> Mapping[str, int]: ...
-    def service_counts(self, number: int) -> Mapping[str, int]: ...
-    def host_counts(self, number: int) -> Mapping[str, int]: ...
+    def counts(self) -> Counts:
+        """Of all that is there, by one question. A number that was dropped and comes again begins at 0."""
+
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         """The slot of a client and the machines of its row; None where that cannot be known."""
 
@@ -93,7 +117,7 @@ class XdpForwarder:
     def adopted(self) -> bool:
         return self._path.adopted
 
-    def hosts(self) -> list[int]:
+    def hosts(self) -> Mapping[int, str]:
         return self._path.backends()
 
     def services(self) -> Mapping[int, Address]:
@@ -146,14 +170,13 @@ class XdpForwarder:
     def flush(self) -> None:
         pass
 
-    def reasons(self) -> Mapping[str, int]:
-        return self._path.counters()
-
-    def service_counts(self, number: int) -> Mapping[str, int]:
-        return self._path.service_counters(number)
-
-    def host_counts(self, number: int) -> Mapping[str, int]:
-        return self._path.backend_counters(number)
+    def counts(self) -> Counts:
+        reasons, services, hosts = self._path.counts()
+        return Counts(
+            reasons,
+            {number: Count(*found) for number, found in services.items()},
+            {number: Count(*found) for number, found in hosts.items()},
+        )
 
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         return self._path.slot(number, client, port)
