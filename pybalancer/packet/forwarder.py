@@ -47,7 +47,7 @@ class Count(NamedTuple):
 
     packets: int = 0
     bytes: int = 0
-    """Of whole frames."""
+    """Of frames; of what is in them where nftables counts."""
     flows: int = 0
     """Begun: SYN without ACK."""
     others: int = 0

@@ -70,6 +70,14 @@ def open_(section: PacketConfig, secret: bytes, size: int, former: Running | Non
         forwarder = NftForwarder(section, secret, size)
     else:
         forwarder = XdpForwarder(section, secret, size)
+    if forwarder.adopted:
+        if not known.histories:
+            _log.warning(
+                "packets: programs of a process before are here, and what it has written down is not (%s): "
+                "connections may be lost whose backends have changed since they began",
+                directory / state.NAME,
+            )
+        known = replace(known, numbers=known.numbers.as_in(forwarder.hosts()))
     running = Running(forwarder, section, secret, size, directory, known)
     if former is None and section.role == "director":
         # What a process before may have left, and no table of ours refers to.
