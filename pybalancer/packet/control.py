@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -141,7 +140,7 @@ class PacketControl:
             former.forwarder.close(keep=True)
         self._running = running
         with contextlib.suppress(_core.PacketError, OSError):
-            self._counting.ask(running.forwarder, time.monotonic())
+            self._counting.ask(running.forwarder)
 
     def _change(self, running: Running, section: PacketConfig, wanted: list[Service]) -> None:
         forwarder = running.forwarder
@@ -216,7 +215,7 @@ class PacketControl:
             running.modes = running.forwarder.attach(
                 [one for one in running.section.interfaces if one in links]
             )
-        self._counting.look(running.forwarder, time.monotonic())
+        self._counting.look(running.forwarder)
         self._tell_problems(running)
         self._tell("", "")
 
@@ -292,11 +291,11 @@ class PacketControl:
             return
         with trio.move_on_after(BEFORE_ANSWERS):
             async with self._lock:
-                running, now = self._running, time.monotonic()
-                if running is None or self._counting.is_recent(now):
+                running = self._running
+                if running is None or self._counting.is_recent():
                     return
                 try:
-                    await trio.to_thread.run_sync(self._counting.ask, running.forwarder, now)
+                    await trio.to_thread.run_sync(self._counting.ask, running.forwarder)
                 except (_core.PacketError, OSError) as error:
                     self._tell("", str(error))
 

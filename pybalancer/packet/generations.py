@@ -133,10 +133,8 @@ class Numbers:
         Those win: a number that we took for another's would lead packets to a wrong machine, from when it is
         given its new way until the last row has changed.
         """
-        by_host = {host: number for host, number in self.by_host.items() if number not in rows}
-        for number, host in sorted(rows.items(), reverse=True):
-            by_host[host] = number
-        return Numbers(by_host)
+        others = {host: number for host, number in self.by_host.items() if number not in rows}
+        return Numbers(others | {host: number for number, host in sorted(rows.items(), reverse=True)})
 
     def __getitem__(self, host: str) -> int:
         return self.by_host[host]

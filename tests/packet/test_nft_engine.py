@@ -150,6 +150,23 @@ def test_what_backends_send_is_not_sent_on(place: Place, forwarder: NftForwarder
     assert forwarder.counts().reasons["loop"] == 8
 
 
+def test_directors_that_are_each_others_backends_send_nothing_round(place: Place) -> None:
+    with namespace() as other:
+        place.machine.join(other, "eth2", "eth2")
+        macs = {each: bytes.fromhex(each.mac("eth2").replace(":", "")) for each in (place.machine, other)}
+        forwarders = {}
+        for here, there in ((place.machine, other), (other, place.machine)):
+            with here.inside():
+                forwarders[here] = forwarder = NftForwarder(SECTION, bytes(16), 251)
+                to(forwarder, 1)
+                forwarder.set_host(1, Hop("10.0.0.1", "eth2", mac=macs[there]))
+                forwarder.attach(["eth0", "eth1", "eth2"] if here is place.machine else ["eth2"])
+        place.send("eth0", times=20)
+        with other.inside():
+            until(lambda: forwarders[other].counts().reasons["loop"] == 20, "packets that went one way")
+        assert forwarded(forwarders[place.machine]) == {1: 20}
+
+
 def test_an_interface_that_is_taken_out_is_left_alone(place: Place, forwarder: NftForwarder) -> None:
     nft("-f", "-", given=WITNESS)
     to(forwarder, 1)
