@@ -585,7 +585,8 @@ class PacketPath:
     ) -> Literal["native", "generic"]:
         """Handle this interface's packets; the mode that it became.
 
-        Once more to take over a program that a process before left, or after its MAC has changed.
+        Once more to take over a program that a process before or another path left, after its MAC has
+        changed, or for another mode. If that fails, what was attached runs as before.
         """
     def attach_probe(self, interface: str) -> None:
         """Encapsulate what leaves by this interface with the mark 0x70620000 | id to that backend (tcx)."""
@@ -666,8 +667,11 @@ class PacketPath:
     def close(self, *, keep: bool) -> None:
         """Let go. With ``keep`` what is pinned goes on, else all is detached and forgotten. Idempotent."""
 
-def packet_support(interface: str | None = None) -> list[str]:
-    """What packet mode lacks on this host, each a sentence that says what to do; [] if nothing."""
+def packet_support(interface: str | None = None, *, checks: bool = False) -> list[str]:
+    """What packet mode lacks on this host, each a sentence that says what to do; [] if nothing.
+
+    ``checks``: with what ``PacketPath.attach_probe`` needs.
+    """
 
 @final
 class probe:

@@ -16,8 +16,9 @@ import trio
 from pybalancer.errors import PybalancerError, plain
 
 if TYPE_CHECKING:
-    from pybalancer.balancer import Balancer, Source
+    from pybalancer.balancer import Balancer
     from pybalancer.diff import Diff
+    from pybalancer.plans import Source
     from pybalancer.status import DrainResult, ReloadResult, RollResult, ShedResult, Status
     from pybalancer.tasks.commands import Command
 

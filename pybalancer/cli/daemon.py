@@ -12,12 +12,12 @@ import trio
 
 from pybalancer.admin import address
 from pybalancer.admin.client import Client
-from pybalancer.balancer import Source
 from pybalancer.cli import exits, pid_file
 from pybalancer.cli.notify import notify, reloading
 from pybalancer.config.load import check, load_file
 from pybalancer.config.model import Config
 from pybalancer.errors import AdminError, PybalancerError, StartError
+from pybalancer.plans import Source
 from pybalancer.status import ReloadResult
 from pybalancer.tasks.logs import configure_logging
 from pybalancer.upgrade.handing import Command

@@ -1,8 +1,7 @@
 """Keeps the kernel's part of mode "packet" as the configuration, health and drains say: ``PacketControl``.
 
-Each change is a new **generation** of some services. First what rows name is made known, then rows are
-swapped, each whole, and only then is forgotten what no row names any more: at every moment each packet finds
-a machine. What must outlive the process (who owned what, whose number is which) is written down before.
+A change that the kernel refuses is taken back whole, so that packets go by the old configuration or by the
+new one. Where even that fails it is tried again until it works.
 """
 
 from __future__ import annotations
@@ -19,25 +18,22 @@ from pybalancer import _core
 from pybalancer.config import packet
 from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
-from pybalancer.packet import answers, state
+from pybalancer.packet import answers, leftovers
+from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.counting import Counting
-from pybalancer.packet.forwarder import Table
-from pybalancer.packet.generations import History
 from pybalancer.packet.marks import mark
 from pybalancer.packet.report import PacketStatus
 from pybalancer.packet.running import (
     Running,
-    bounded,
+    arrange,
     close,
-    drop_vips,
     links_of,
     look_at_hops,
-    me_of,
-    number_services,
-    open_,
+    rekeyed,
     set_hosts,
-    set_up_vips,
     set_ways,
+    start,
+    who_am_i,
 )
 from pybalancer.packet.services import Key, Service, services
 
@@ -52,6 +48,8 @@ LOOK: Final = 1.0
 """Seconds between two looks at next hops, interfaces and counts."""
 BEFORE_ANSWERS: Final = 0.5
 """Seconds that who asks waits at most for a change that is under way."""
+OWN: Final = frozenset({"", "state", "settling", "left"})
+"""Problems that no machine or interface has."""
 
 
 class PacketControl:
@@ -77,6 +75,8 @@ class PacketControl:
     ) -> None:
         """From now on packets go as this says. Raises StartError; then they go as before."""
         if not packet.listeners(config):
+            if self._running is None:
+                self._tell("left", await trio.to_thread.run_sync(leftovers.notice))
             await self.close(keep=False)
             return
         async with self._lock:
@@ -86,8 +86,13 @@ class PacketControl:
                     await trio.to_thread.run_sync(self._apply, config, wanted, secret)
                 except (_core.PacketError, _core.PlanError, PybalancerError, OSError) as error:
                     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                    what = "packets go as before" if self._running is not None else "mode packet"
-                    raise StartError(f"{what}: {why}") from error
+                    raise StartError(f"{self._outcome()}: {why}") from error
+
+    def _outcome(self) -> str:
+        """What a change that failed has left."""
+        if self._running is None:
+            return "packets are not forwarded"
+        return "packets go as before" if self._running.settled else "a part of packets goes another way"
 
     async def run(self) -> NoReturn:
         """Follow next hops, interfaces and counts until cancelled."""
@@ -115,97 +120,62 @@ class PacketControl:
     def _apply(self, config: Config, wanted: list[Service], secret: bytes) -> None:
         section = config.packet
         size = next(config.pools[name].table_size for name in packet.pools(config))
-        running, former = self._running, None
-        if running is not None and _other_part(running.section, section):
-            # Two programs cannot have one interface: packets are nobody's for a moment.
-            self._running = None
-            close(running, False)
-            running = None
-        if running is not None:
-            old = running.section
-            fixed = (section.forward, section.source, section.mtu, section.xdp, secret, size)
-            if fixed != (old.forward, old.source, old.mtu, old.xdp, running.secret, running.size):
-                # Packets go by the old one until the new one is attached.
-                former, running = running, None
+        running = self._running
         if running is None:
-            running = open_(section, secret, size, former)
+            self._running = start(section, wanted, secret, size)
+        elif _other_part(running.section, section):
+            self._replace(running, section, wanted, secret, size)
+        else:
+            known = running.state.histories
+            me = who_am_i(section, wanted, known.values(), running.me)
+            aim = Arrangement.of(section, wanted, me, known)
+            before = running.arrangement
+            try:
+                if (secret, size) != (running.secret, running.size):
+                    self._running = rekeyed(running, aim, secret, size)
+                else:
+                    arrange(running, aim)
+            except Exception:
+                running.arrangement, running.settled = before.after(aim), False
+                self._settle(running)
+                raise
+        if self._running is not None:
+            self._tell_problems(self._running)
+            with contextlib.suppress(OSError, _core.PacketError):
+                self._counting.ask(self._running.forwarder)
+
+    def _replace(
+        self, running: Running, section: PacketConfig, wanted: list[Service], secret: bytes, size: int
+    ) -> None:
+        """By something else. Two programs cannot have one interface: packets are nobody's for a moment."""
+        who_am_i(section, wanted, running.state.histories.values())
+        self._running = None
+        close(running, False)
         try:
-            self._change(running, section, wanted)
-        except BaseException:
-            if running is not self._running:
-                with contextlib.suppress(_core.PacketError, OSError):
-                    close(running, former is not None or running.forwarder.adopted)
+            self._running = start(section, wanted, secret, size)
+        except Exception:
+            before = running.arrangement
+            self._running = start(before.section, before.services, running.secret, running.size)
             raise
-        if former is not None:
-            former.forwarder.close(keep=True)
-        self._running = running
-        with contextlib.suppress(_core.PacketError, OSError):
-            self._counting.ask(running.forwarder)
 
-    def _change(self, running: Running, section: PacketConfig, wanted: list[Service]) -> None:
-        forwarder = running.forwarder
-        former = {service.name: running.state.histories.get(service.name, History()) for service in wanted}
-        me = me_of(running, section, wanted, former)
-        if me is not None:
-            former = {one.name: former[one.name].joined_by(me, one.newest) for one in wanted}
-        histories = {one.name: former[one.name].with_(one.newest) for one in wanted}
-        generations = {
-            name: history.seen_by(me) if me is not None else history.generations
-            for name, history in histories.items()
-        }
-        hosts = {member.host for sets in generations.values() for each in sets for member in each}
-        hosts |= {me} if me is not None else set()
-        # Of those that rows still name, too.
-        numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
-        numbered = number_services(forwarder, wanted)
-        vips = {service.where[0] for service in wanted}
-        set_up_vips(running, section, vips)
-        running.state = replace(running.state, histories=histories, numbers=numbers)
-        self._save(running)
-        running.section, running.me = section, me
-        running.hops = look_at_hops(running, hosts, wait=not running.hops)
-        set_hosts(running, hosts)
-        if me is not None:
-            forwarder.set_me(numbers[me])
-        for service in wanted:
-            number, table = numbered[service.name], Table.of(generations[service.name], numbers)
-            if not table.generations:
-                raise PybalancerError(
-                    f"no backend of pool {service.pool} may take packets: all have weight 0"
-                )
-            if running.tables.get(number) != table:
-                running.digests[number] = forwarder.set_service(number, service.where, table)
-                running.tables[number] = table
-        for number in set(forwarder.services()) - set(numbered.values()):
-            forwarder.drop_service(number)
-            running.tables.pop(number, None)
-            running.digests.pop(number, None)
-        running.services = {service.name: service for service in wanted}
-        running.numbers = numbered
-        forwarder.flush()
-        running.links = links_of(section.interfaces)
-        running.modes = forwarder.attach(section.interfaces)
-        set_ways(running)
-        kept = {numbers[host] for host in hosts}
-        for number in set(forwarder.hosts()) - kept:
-            forwarder.drop_host(number)
-            running.set_hops.pop(number, None)
-        running.state = replace(running.state, numbers=numbers.among(hosts))
-        drop_vips(running, vips if section.role == "backend" and section.manage_vip else set())
-        self._save(running)
-        self._tell_problems(running)
-
-    def _save(self, running: Running) -> None:
+    def _settle(self, running: Running) -> None:
+        """Make it as it is to be, if it is not. Never raises: the next look tries again."""
+        if running.settled:
+            return
         try:
-            state.save(running.state, running.directory)
-        except OSError as error:
-            self._tell("state", f"{running.directory / state.NAME} cannot be written: {error.strerror}")
+            arrange(running, running.arrangement)
+        except (OSError, _core.PacketError, PybalancerError) as error:
+            self._tell("settling", f"a part goes as it should not, which is tried again: {error}")
+        else:
+            self._tell("settling", "")
 
     # What is looked at from time to time, in a thread.
 
     def _look(self, running: Running) -> None:
-        running.hops = look_at_hops(running, set(running.hops), wait=False)
-        set_hosts(running, set(running.hops))
+        self._settle(running)
+        hosts = set(running.hops)
+        running.hops = look_at_hops(running, running.section, hosts, wait=False)
+        set_hosts(running, hosts)
         running.forwarder.flush()
         set_ways(running)
         links = links_of(running.section.interfaces)
@@ -220,6 +190,7 @@ class PacketControl:
         self._tell("", "")
 
     def _tell_problems(self, running: Running) -> None:
+        self._tell("state", running.unsaved)
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
@@ -229,7 +200,7 @@ class PacketControl:
         }
         for what, problem in problems.items():
             self._tell(what, problem)
-        for what in self._told.keys() - problems.keys() - {"", "state"}:
+        for what in self._told.keys() - problems.keys() - OWN:
             del self._told[what]
 
     def _tell(self, what: str, problem: str) -> None:
@@ -237,7 +208,7 @@ class PacketControl:
         if (before := self._told.get(what, "")) == problem:
             return
         self._told[what] = problem
-        where = f"{what}: " if what not in ("", "state") else ""
+        where = f"{what}: " if what not in OWN else ""
         if problem:
             _log.warning("packets: %s%s", where, problem)
         elif before:
@@ -316,7 +287,12 @@ def _check(config: Config) -> None:
 
         found = missing(section.interfaces)
     else:
-        found = list(dict.fromkeys(why for name in section.interfaces for why in _core.packet_support(name)))
+        checks = section.role == "director" and section.forward == "ipip"
+        found = list(
+            dict.fromkeys(
+                why for name in section.interfaces for why in _core.packet_support(name, checks=checks)
+            )
+        )
         if found and section.forward == "l2" and not all("interface" in why for why in found):
             found.append('where BPF is not to be had, [packet] engine = "nftables" does with less')
     if found:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from pybalancer import _core
 from pybalancer.packet.generations import Generation, Numbers
@@ -25,11 +26,13 @@ class Table:
     generations: tuple[Generation, ...]
     hosts: tuple[tuple[str, int], ...]
     """The numbers of the machines in them."""
+    mtu: int
+    """Bytes that fit on the way to them."""
 
     @staticmethod
-    def of(generations: Sequence[Generation], numbers: Numbers) -> Table:
+    def of(generations: Sequence[Generation], numbers: Numbers, mtu: int) -> Table:
         hosts = {member.host for each in generations for member in each}
-        return Table(tuple(generations), tuple(sorted((host, numbers[host]) for host in hosts)))
+        return Table(tuple(generations), tuple(sorted((host, numbers[host]) for host in hosts)), mtu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ class Forwarder(Protocol):
     def adopted(self) -> bool:
         """Whether packets were forwarded already when this began."""
 
+    def configure(self, section: PacketConfig) -> None:
+        """What is set from now on is set by this section. Its role and engine are those of before."""
+
     def hosts(self) -> Mapping[int, str]:
         """Addresses by number. Of the process before, too, as long as packets go by its numbers."""
 
@@ -86,6 +92,9 @@ class Forwarder(Protocol):
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, str]:
         """Take the packets of these interfaces and of no others; how each is attached."""
 
+    def only(self, interfaces: Collection[str]) -> None:
+        """Leave the packets of all others alone."""
+
     def flush(self) -> None:
         """All that was set takes effect, if it has not already."""
 
@@ -97,6 +106,14 @@ class Forwarder(Protocol):
 
     def close(self, *, keep: bool) -> None:
         """``keep``: the kernel goes on forwarding."""
+
+
+PINS: Final = Path("/sys/fs/bpf")
+"""Of the BPF file system."""
+
+
+NFT_TABLE: Final = "pybalancer"
+"""Of nftables, in family netdev."""
 
 
 def pin_name(role: str) -> str:
@@ -116,6 +133,9 @@ class XdpForwarder:
     @property
     def adopted(self) -> bool:
         return self._path.adopted
+
+    def configure(self, section: PacketConfig) -> None:
+        self._section = section
 
     def hosts(self) -> Mapping[int, str]:
         return self._path.backends()
@@ -150,16 +170,19 @@ class XdpForwarder:
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
         numbers = Numbers(dict(table.hosts))
         rows = _core.PacketRows(numbers.rows(table.generations), secret=self._secret, size=self._size)
-        self._path.set_service(number, *where, rows, mtu=self._section.mtu)
+        self._path.set_service(number, *where, rows, mtu=table.mtu)
         return Digests(rows.owners_digest, rows.digest, rows.moved())
 
     def drop_service(self, number: int) -> None:
         self._path.drop_service(number)
 
-    def attach(self, interfaces: Sequence[str]) -> Mapping[str, str]:
+    def only(self, interfaces: Collection[str]) -> None:
         for name in self._path.interfaces():
             if name not in interfaces:
                 self._path.detach(name)
+
+    def attach(self, interfaces: Sequence[str]) -> Mapping[str, str]:
+        self.only(interfaces)
         modes = {}
         for name in interfaces:
             modes[name] = self._path.attach(name, self._section.xdp)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from pybalancer import _core
 from pybalancer.packet import nft_counters
-from pybalancer.packet.forwarder import Address, Count, Counts, Digests, Table
+from pybalancer.packet.forwarder import NFT_TABLE, Address, Count, Counts, Digests, Table
 from pybalancer.packet.generations import Numbers
 from pybalancer.packet.nft_hash import jhash
-from pybalancer.packet.nft_rules import NAME, TABLE, Rules
+from pybalancer.packet.nft_rules import TABLE, Rules
 from pybalancer.packet.services import nft_digest, nft_seed
 
 if TYPE_CHECKING:
@@ -87,9 +88,14 @@ class NftForwarder:
         """The rule that chooses a machine, by service: it is long."""
         self._interfaces: tuple[str, ...] = ()
         self._there: Rules | None = None
-        """What of ours the kernel has; None before the first transaction, or where that is not known."""
-        self._changed = True
-        self.adopted = bool(nft_counters.read(NAME))
+        """What the kernel took last; None before the first transaction, or where that is not known."""
+        self._mark = f"made_by_{secrets.token_hex(4)}"
+        """A counter by which our table is told from that of a process before, or after, this one."""
+        self._changed, self._refused = True, False
+        self.adopted = bool(nft_counters.read(NFT_TABLE))
+
+    def configure(self, section: PacketConfig) -> None:
+        self._section = section
 
     def hosts(self) -> Mapping[int, str]:
         return {number: hop.host for number, hop in self._hosts.items()}
@@ -134,22 +140,31 @@ class NftForwarder:
         how = "nftables" if self._section.role == "director" else "not needed"
         return dict.fromkeys(interfaces, how)
 
+    def only(self, interfaces: Collection[str]) -> None:
+        pass  # The next flush does it.
+
     def flush(self) -> None:
         if self._section.role != "director" or not self._interfaces or not self._changed:
             return
         rules = self._rules()
-        if rules != self._there:
-            # What another process has left, or a transaction of ours that failed, goes whole.
-            lines, self._there = "\n".join(rules.since(self._there)), None
-            nft("-f", "-", given=lines + "\n")
-            self._there = rules
+        there = self._there if self._mark in nft_counters.read(NFT_TABLE) else None
+        if rules != there:
+            # What is refused changes nothing. If somebody had a hand in our table, the next try mends that.
+            lines = "\n".join(rules.since(None if self._refused else there))
+            self._refused = True
+            try:
+                nft("-f", "-", given=lines + "\n")
+            except _Late:
+                self._there = None
+                raise
+            self._there, self._refused = rules, False
         self._changed = False
 
     def _rules(self) -> Rules:
         found = links()
         ingress: list[str] = []
         chains, sets = {}, {}
-        counters: dict[str, Hashable] = dict.fromkeys(REASONS, "")
+        counters: dict[str, Hashable] = dict.fromkeys((*REASONS, self._mark), "")
         for number, hop in self._hosts.items():
             chains[f"h{number}"] = tuple(_to_host(number, hop, found))
             counters |= dict.fromkeys((f"h{number}", f"h{number}_flows"), hop.host)
@@ -164,7 +179,7 @@ class NftForwarder:
         return Rules(devices, tuple(dict.fromkeys(ingress)), chains, sets, counters)
 
     def counts(self) -> Counts:
-        found = nft_counters.read(NAME) if self._there is not None else {}
+        found = nft_counters.read(NFT_TABLE) if self._there is not None else {}
         if self._there is not None and not found:
             _log.warning("packets: somebody has removed the table %s; it is made anew", TABLE)
             self._there, self._changed = None, True
@@ -195,8 +210,10 @@ def _to_host(number: int, hop: Hop, found: Mapping[str, tuple[int, str]]) -> Ite
         return
     yield f"counter name h{number}"
     yield f"tcp flags & (syn | ack) == syn counter name h{number}_flows"
-    mac = found[hop.interface][1]
-    yield f'ether daddr set {hop.mac.hex(":")} ether saddr set {mac} fwd to "{hop.interface}"'
+    index, mac = found[hop.interface]
+    # The kernel knows the interface by its number; by the comment the rule is another one when that is.
+    way = f'fwd to "{hop.interface}" comment "interface {index}"'
+    yield f"ether daddr set {hop.mac.hex(':')} ether saddr set {mac} {way}"
 
 
 def _to_service(number: int, where: Address) -> Iterator[str]:
@@ -220,6 +237,10 @@ def _service(number: int, choice: str) -> Iterator[str]:
         yield choice
 
 
+class _Late(_core.PacketError):
+    """Whether it was done is not known."""
+
+
 def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str]:
     """Run it; whether it did, and what it said. Raises ``_core.PacketError`` if it must and did not."""
     try:
@@ -236,7 +257,7 @@ def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str
         why = 'engine = "nftables" needs the program nft: install the package nftables'
         raise _core.PacketError(why) from None
     except subprocess.TimeoutExpired:
-        raise _core.PacketError(f"nft has not ended within {PATIENCE:g} s") from None
+        raise _Late(f"nft has not ended within {PATIENCE:g} s") from None
     if check and done.returncode:
         first = next(iter(done.stderr.splitlines()), f"exit code {done.returncode}")
         raise _core.PacketError(f"nft refuses the rules: {first[:300]}")

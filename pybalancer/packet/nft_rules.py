@@ -6,8 +6,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-NAME: Final = "pybalancer"
-TABLE: Final = f"netdev {NAME}"
+from pybalancer.packet.forwarder import NFT_TABLE
+
+TABLE: Final = f"netdev {NFT_TABLE}"
 PRIORITY: Final = -500
 """Before what other tables do with packets that come in."""
 

@@ -1,20 +1,27 @@
-"""What is set in the kernel for mode "packet" (``Running``), and the steps by which it is set.
+"""What is set in the kernel for mode "packet" (``Running``), and how it is set: ``arrange``.
+
+Each change is a new **generation** of some services. First what rows name is made known, then rows are
+swapped, each whole, and only then is forgotten what no row names any more: at every moment each packet finds
+a machine. What must outlive the process (who owned what, whose number is which) is written down before.
 
 All of it waits for the kernel, so it is called in threads, by one at a time (``pybalancer.packet.control``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pybalancer import _core
 from pybalancer.config.secret import state_directory
 from pybalancer.errors import PybalancerError
-from pybalancer.packet import hops, state, vip
+from pybalancer.packet import hops, leftovers, state, vip
+from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.forwarder import Digests, Forwarder, Table, XdpForwarder
 from pybalancer.packet.generations import MOST_NUMBERS, History, Numbers
 from pybalancer.packet.marks import Way, Ways
@@ -38,12 +45,16 @@ class Running:
     """All that this process knows of it."""
 
     forwarder: Forwarder
-    section: PacketConfig
+    arrangement: Arrangement
+    """What is to be."""
     secret: bytes
     size: int
     directory: Path
     state: state.State
-    me: str | None = None
+    settled: bool = False
+    """Whether it is so: the kernel may have refused a part."""
+    unsaved: str = ""
+    """Why the state could not be written."""
     services: dict[str, Service] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     """Of services, by name."""
@@ -59,17 +70,23 @@ class Running:
     ways: Ways = field(default_factory=Ways)
     vips: set[str] = field(default_factory=set)
 
+    @property
+    def section(self) -> PacketConfig:
+        return self.arrangement.section
 
-def open_(section: PacketConfig, secret: bytes, size: int, former: Running | None) -> Running:
-    directory = former.directory if former is not None else state_directory()
-    known = former.state if former is not None else state.load(directory)
-    forwarder: Forwarder
-    if section.engine == "nftables":
-        from pybalancer.packet.nft import NftForwarder
+    @property
+    def me(self) -> str | None:
+        """Of a backend: the host that rows know it by."""
+        return self.arrangement.me
 
-        forwarder = NftForwarder(section, secret, size)
-    else:
-        forwarder = XdpForwarder(section, secret, size)
+
+def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size: int) -> Running:
+    """From nothing, or from what a process before has left. Raises, and then that is as it was."""
+    directory = state_directory()
+    known = state.load(directory)
+    me = who_am_i(section, wanted, known.histories.values())
+    known = leftovers.clear(section, secret, size, known, directory)
+    forwarder = _forwarder(section, secret, size)
     if forwarder.adopted:
         if not known.histories:
             _log.warning(
@@ -78,26 +95,133 @@ def open_(section: PacketConfig, secret: bytes, size: int, former: Running | Non
                 directory / state.NAME,
             )
         known = replace(known, numbers=known.numbers.as_in(forwarder.hosts()))
-    running = Running(forwarder, section, secret, size, directory, known)
-    if former is None and section.role == "director":
-        # What a process before may have left, and no table of ours refers to.
-        Ways.clean()
-    elif former is not None:
-        running.ways, running.hops, running.vips = former.ways, former.hops, former.vips
+    running = Running(
+        forwarder,
+        Arrangement.of(section, wanted, me, known.histories),
+        secret,
+        size,
+        directory,
+        known,
+    )
+    try:
+        if section.role == "director":
+            # What a process before may have left, and no table of ours refers to.
+            Ways.clean()
+        arrange(running, running.arrangement)
+    except BaseException:
+        with contextlib.suppress(_core.PacketError, OSError):
+            close(running, running.forwarder.adopted)
+        raise
     return running
 
 
-def me_of(
-    running: Running, section: PacketConfig, wanted: list[Service], histories: Mapping[str, History]
+def rekeyed(former: Running, wanted: Arrangement, secret: bytes, size: int) -> Running:
+    """The same with another secret or size, which takes other maps: packets go by the old ones meanwhile.
+
+    Raises, and then ``former`` has to be arranged once more.
+    """
+    running = replace(
+        former,
+        forwarder=_forwarder(wanted.section, secret, size),
+        secret=secret,
+        size=size,
+        settled=False,
+        services={},
+        numbers={},
+        tables={},
+        digests={},
+        set_hops={},
+    )
+    try:
+        arrange(running, wanted)
+    except BaseException:
+        former.state = running.state
+        with contextlib.suppress(_core.PacketError, OSError):
+            running.forwarder.only(former.section.interfaces)
+            running.forwarder.close(keep=True)
+        raise
+    former.forwarder.close(keep=True)
+    return running
+
+
+def _forwarder(section: PacketConfig, secret: bytes, size: int) -> Forwarder:
+    if section.engine == "nftables":
+        from pybalancer.packet.nft import NftForwarder
+
+        return NftForwarder(section, secret, size)
+    return XdpForwarder(section, secret, size)
+
+
+def arrange(running: Running, wanted: Arrangement) -> None:
+    """Make it so. What is so already costs little. Raises where the kernel refuses, with a part done."""
+    forwarder, section = running.forwarder, wanted.section
+    unsure = not running.settled
+    anew = unsure or section != running.arrangement.section
+    running.settled = False
+    hosts = wanted.hosts
+    # Of those that rows still name, too.
+    numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
+    numbered = number_services(forwarder, wanted.services)
+    set_up_vips(running, section, wanted.vips)
+    running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
+    save(running)
+    forwarder.configure(section)
+    running.hops = look_at_hops(running, section, hosts, wait=not running.hops)
+    set_hosts(running, hosts, anew=anew)
+    if wanted.me is not None:
+        forwarder.set_me(numbers[wanted.me])
+    for service in wanted.services:
+        number = numbered[service.name]
+        table = Table.of(wanted.generations[service.name], numbers, section.mtu)
+        if not table.generations:
+            raise PybalancerError(f"no backend of pool {service.pool} may take packets: all have weight 0")
+        if unsure or running.tables.get(number) != table:
+            running.digests[number] = forwarder.set_service(number, service.where, table)
+            running.tables[number] = table
+    for number in set(forwarder.services()) - set(numbered.values()):
+        forwarder.drop_service(number)
+        running.tables.pop(number, None)
+        running.digests.pop(number, None)
+    running.services = {service.name: service for service in wanted.services}
+    running.numbers = numbered
+    forwarder.flush()
+    running.links = links_of(section.interfaces)
+    running.modes = forwarder.attach([name for name in section.interfaces if name in running.links])
+    running.arrangement = wanted
+    set_ways(running)
+    kept = {numbers[host] for host in hosts}
+    for number in set(forwarder.hosts()) - kept:
+        forwarder.drop_host(number)
+        running.set_hops.pop(number, None)
+    running.state = replace(running.state, numbers=numbers.among(hosts))
+    drop_vips(running, wanted.vips if section.role == "backend" and section.manage_vip else set())
+    save(running)
+    running.settled = True
+
+
+def save(running: Running) -> None:
+    try:
+        state.save(running.state, running.directory)
+        running.unsaved = ""
+    except OSError as error:
+        running.unsaved = f"{running.directory / state.NAME} cannot be written: {error.strerror}"
+
+
+def who_am_i(
+    section: PacketConfig,
+    wanted: Collection[Service],
+    histories: Collection[History],
+    before: str | None = None,
 ) -> str | None:
+    """The host that rows know this backend by; None on a director."""
     if section.role != "backend":
         return None
     try:
-        return find_me(section.backend, wanted, histories.values(), hops.local_addresses())
+        return find_me(section.backend, wanted, histories, hops.local_addresses())
     except PybalancerError:
-        if running.me is None:
+        if before is None:
             raise
-        return running.me  # It has been removed, and what it has goes on.
+        return before  # It has been removed, and what it has goes on.
 
 
 def bounded(hosts: set[str], before: Numbers) -> set[str]:
@@ -106,7 +230,7 @@ def bounded(hosts: set[str], before: Numbers) -> set[str]:
     return hosts | set(spare[: max(0, MOST_NUMBERS - len(hosts))])
 
 
-def number_services(forwarder: Forwarder, wanted: list[Service]) -> dict[str, int]:
+def number_services(forwarder: Forwarder, wanted: Sequence[Service]) -> dict[str, int]:
     """The numbers of services. One with the same address, port and protocol keeps its own."""
     there = {where: number for number, where in forwarder.services().items()}
     taken, numbered = set(there.values()), {}
@@ -121,9 +245,9 @@ def number_services(forwarder: Forwarder, wanted: list[Service]) -> dict[str, in
     return numbered
 
 
-def look_at_hops(running: Running, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
+def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
     """The next hops; with ``wait`` neighbours get a moment to answer."""
-    direct = running.section.forward == "l2"
+    direct = section.forward == "l2"
     now = time.monotonic()
     routes = wait or now >= running.routes_due
     if routes:
@@ -138,10 +262,10 @@ def look_at_hops(running: Running, hosts: set[str], *, wait: bool) -> dict[str, 
     return found
 
 
-def set_hosts(running: Running, hosts: set[str]) -> None:
+def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:
     for host in sorted(hosts):
         number, hop = running.state.numbers[host], running.hops[host]
-        if running.set_hops.get(number) != hop:
+        if anew or running.set_hops.get(number) != hop:
             running.forwarder.set_host(number, hop)
             running.set_hops[number] = hop
 
@@ -149,10 +273,10 @@ def set_hosts(running: Running, hosts: set[str]) -> None:
 def set_ways(running: Running) -> None:
     """For checks: through IPIP they find their way by the mark alone."""
     section = running.section
-    if section.role != "director" or section.forward != "l2":
+    if section.role != "director":
         return
     wanted = set()
-    for service in running.services.values():
+    for service in running.services.values() if section.forward == "l2" else ():
         if service.checked:
             for member in service.all:
                 hop = running.hops.get(member.host)
@@ -177,6 +301,8 @@ def links_of(interfaces: Collection[str]) -> dict[str, tuple[int, str]]:
 
 def set_up_vips(running: Running, section: PacketConfig, vips: set[str]) -> None:
     if section.role != "backend" or not section.manage_vip:
+        vip.restore(running.state.settings)
+        running.state = replace(running.state, settings={})
         return
     before = vip.quiet()
     added = vip.add(sorted(vips - running.vips))

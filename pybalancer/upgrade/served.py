@@ -14,11 +14,12 @@ import trio
 
 from pybalancer import _core
 from pybalancer.admin.sockets import Door
-from pybalancer.balancer import Balancer, Key, Source
+from pybalancer.balancer import Balancer
 from pybalancer.cli.notify import notify, reloading
 from pybalancer.config import secret as secrets
 from pybalancer.config.model import Config
 from pybalancer.errors import PybalancerError, UpgradeError
+from pybalancer.plans import Key, Source
 from pybalancer.status import ReloadResult, UpgradeResult
 from pybalancer.upgrade.handing import READY_SECONDS, Command, HandedOver, Offer, Successor
 from pybalancer.upgrade.taking import Predecessor

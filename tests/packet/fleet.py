@@ -33,16 +33,25 @@ class Plan:
     """Backends are known by their IPv6 addresses."""
     vips: tuple[str, ...] = (VIP, f"[{VIP6}]")
     """Checks ask the first."""
+    xdp: str = "native"
+    interfaces: tuple[str, ...] = ("eth0",)
+    role: str = ""
+    table_size: int = 65537
+    more: str = ""
+    """Other sections."""
 
     def text(self) -> str:
-        lines = [f'[packet]\ninterfaces = ["eth0"]\nforward = "{self.forward}"\nengine = "{self.engine}"']
-        lines.append('xdp = "native"' if self.engine == "xdp" else "")
+        named = ", ".join(f'"{name}"' for name in self.interfaces)
+        lines = [self.more, f'[packet]\ninterfaces = [{named}]\nforward = "{self.forward}"']
+        lines.append(f'engine = "{self.engine}"')
+        lines += [f'xdp = "{self.xdp}"'] if self.engine == "xdp" else []
+        lines += [f'role = "{self.role}"'] if self.role else []
         for vip in self.vips:
             name = "vip6" if vip.startswith("[") else "vip"
             lines.append(
                 f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"'
             )
-        lines.append("[pools.chat]")
+        lines.append(f"[pools.chat]\ntable_size = {self.table_size}")
         for machine in self.backends:
             address = f"[{machine.address6}]" if self.six else machine.address
             lines.append(f'[[pools.chat.backends]]\nname = "{machine.name}"\naddress = "{address}:{PORT}"')

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from pybalancer import _core
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet import nft_counters
-from pybalancer.packet.forwarder import Address, Table
+from pybalancer.packet.forwarder import NFT_TABLE, Address, Table
 from pybalancer.packet.generations import Member, Numbers, generation
 from pybalancer.packet.hops import Hop
 from pybalancer.packet.nft import NftForwarder, nft
-from pybalancer.packet.nft_rules import NAME
 from tests.wire.namespace import Namespace, namespace, needs_namespaces
-from tests.wire.net import until
+from tests.wire.net import PATIENCE, until
 from tests.wire.packets import ACK, SYN, packet
 
 pytestmark = [
@@ -28,6 +29,7 @@ pytestmark = [
 
 SECTION = PacketConfig(role="director", engine="nftables", interfaces=("eth0", "eth1"))
 VIP: Address = ("203.0.113.10", 80, "tcp")
+ETH_P_IP = 0x0800
 ROUTER = bytes.fromhex("02000000aa01")
 WITNESS = """
 add table netdev witness
@@ -48,7 +50,19 @@ class Place:
             self.plug(name)
 
     def plug(self, name: str) -> None:
+        """Always the same card."""
         self.machine.join(self.net, name, f"to-{name}")
+        self.machine.ip(f"link set {name} address 02:00:00:00:00:{name[-1]:0>2}")
+
+    @contextlib.contextmanager
+    def sent_by(self, interface: str) -> Iterator[Callable[[], bytes]]:
+        """Asks for the next frame that the machine sends there: its two hardware addresses."""
+        with self.net.inside():
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
+        with wire:
+            wire.settimeout(PATIENCE)
+            wire.bind((f"to-{interface}", ETH_P_IP))
+            yield lambda: wire.recv(2048)[:12]
 
     def send(self, interface: str, *, come_from: bytes = ROUTER, flags: int = ACK, times: int = 1) -> None:
         """Packets of as many clients for the service."""
@@ -91,7 +105,7 @@ def to(forwarder: NftForwarder, *numbers: int, service: int = 0, where: Address 
     for host, number in hosts.items():
         forwarder.set_host(number, Hop(host, "eth0", mac=mac_of(number)))
     members = generation([Member(f"b{number}", 1, host) for host, number in hosts.items()])
-    forwarder.set_service(service, where, Table.of([members], Numbers(hosts)))
+    forwarder.set_service(service, where, Table.of([members], Numbers(hosts), 1500))
 
 
 def forwarded(forwarder: NftForwarder) -> dict[int, int]:
@@ -107,7 +121,9 @@ def names() -> set[str]:
         thing["name"]
         for each in told["nftables"]
         for what, thing in each.items()
-        if what in {"chain", "counter", "set"} and thing["table"] == NAME
+        if what in {"chain", "counter", "set"}
+        and thing["table"] == NFT_TABLE
+        and not thing["name"].startswith("made_by")
     }
 
 
@@ -204,8 +220,10 @@ def test_an_interface_goes_and_comes_back(place: Place, forwarder: NftForwarder)
         place.plug(name)
     forwarder.attach(["eth0", "eth1"])
     for name in ("eth0", "eth1"):
-        place.send(name)
-    until(lambda: forwarded(forwarder) == {1: 6}, "packets by both")
+        with place.sent_by("eth0") as frame:
+            place.send(name)
+            assert frame() == mac_of(2) + bytes.fromhex("020000000000")
+    assert forwarded(forwarder) == {1: 6}
 
 
 def test_nothing_is_left_of_what_is_gone(place: Place, forwarder: NftForwarder) -> None:
@@ -257,10 +275,10 @@ def test_a_change_that_is_refused_leaves_the_rules_and_is_made_later(
     before = names()
     # Somebody is in the way: a chain that is ours cannot be removed while another goes there.
     to(forwarder, 2)
-    nft("add", "chain", "netdev", NAME, "theirs")
-    nft("add", "rule", "netdev", NAME, "theirs", "goto", "h1")
+    nft("add", "chain", "netdev", NFT_TABLE, "theirs")
+    nft("add", "rule", "netdev", NFT_TABLE, "theirs", "goto", "h1")
     forwarder.drop_host(1)
-    with pytest.raises(Exception, match="nft refuses the rules"):
+    with pytest.raises(_core.PacketError, match="nft refuses the rules"):
         forwarder.flush()
     assert names() == before | {"theirs"}
     forwarder.flush()
@@ -268,6 +286,38 @@ def test_a_change_that_is_refused_leaves_the_rules_and_is_made_later(
     assert not {"h1", "theirs"} & names()
     place.send("eth0", times=2)
     until(lambda: forwarded(forwarder) == {2: 2}, "packets")
+
+
+def test_a_change_that_is_taken_back_keeps_the_counts(place: Place, forwarder: NftForwarder) -> None:
+    to(forwarder, 1)
+    forwarder.attach(["eth0"])
+    place.send("eth0", times=3)
+    until(lambda: forwarded(forwarder) == {1: 3}, "packets")
+    # A machine that has no number, which a configuration cannot have.
+    forwarder.set_service(
+        0, VIP, Table.of([generation([Member("b2", 1, "10.0.0.2")])], Numbers({"10.0.0.2": 2}), 1500)
+    )
+    with pytest.raises(_core.PacketError, match="nft refuses the rules"):
+        forwarder.flush()
+    to(forwarder, 1)
+    forwarder.flush()
+    place.send("eth0", times=2)
+    until(lambda: forwarded(forwarder) == {1: 5}, "more packets")
+
+
+def test_rules_of_another_are_not_taken_for_ours(place: Place, forwarder: NftForwarder) -> None:
+    """As when a change of the secret fails after its rules were there."""
+    to(forwarder, 1)
+    forwarder.attach(["eth0"])
+    other = NftForwarder(SECTION, bytes(15) + b"1", 251)
+    to(other, 2)
+    other.attach(["eth0"])
+    assert "h1" not in names()
+    to(forwarder, 1)
+    forwarder.flush()
+    assert "h2" not in names()
+    place.send("eth0", times=2)
+    until(lambda: forwarded(forwarder) == {1: 2}, "packets")
 
 
 def test_rules_of_a_process_before_are_replaced_whole(place: Place, forwarder: NftForwarder) -> None:

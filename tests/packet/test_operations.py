@@ -22,7 +22,7 @@ from .topology import VIP, VIP6, site
 
 pytestmark = needs_namespaces
 
-PR_CAPBSET_DROP, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 24, 12, 21, 39
+PR_CAPBSET_DROP, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 24, 12, 21, 38, 39
 
 
 def test_a_backend_is_drained_and_taken_back_by_command(start: Start) -> None:
@@ -115,6 +115,7 @@ def without(*capabilities: int) -> None:
     ("capabilities", "said"),
     [
         ([CAP_BPF, CAP_SYS_ADMIN], "CAP_BPF is missing"),
+        ([CAP_PERFMON, CAP_SYS_ADMIN], "CAP_PERFMON is missing"),
         ([CAP_NET_ADMIN], "CAP_NET_ADMIN is missing"),
     ],
 )

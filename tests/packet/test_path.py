@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -65,8 +66,8 @@ def pin() -> Iterator[str]:
     Path("/sys/fs/bpf", name).parent.rmdir()
 
 
-def attached() -> bool:
-    shown = subprocess.run(["ip", "link", "show", "here"], capture_output=True, text=True, check=True)
+def attached(interface: str = "here") -> bool:
+    shown = subprocess.run(["ip", "link", "show", interface], capture_output=True, text=True, check=True)
     return "xdp" in shown.stdout
 
 
@@ -350,12 +351,13 @@ except _core.PacketError as error:
 def test_missing_capabilities_are_named() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    net, bpf, refused = done.stdout.splitlines()
+    net, bpf, perfmon, refused = done.stdout.splitlines()
     assert net.startswith("CAP_NET_ADMIN is missing: run as root, or")
     assert bpf.startswith("CAP_BPF is missing: run as root, or")
+    assert perfmon.startswith("CAP_PERFMON is missing: run as root, or")
     assert refused.endswith(
-        "the process needs CAP_NET_ADMIN and CAP_BPF; run it as root or give the service "
-        "AmbientCapabilities=CAP_NET_ADMIN CAP_BPF"
+        "the process needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; run it as root or give the service "
+        "AmbientCapabilities=CAP_NET_ADMIN CAP_BPF CAP_PERFMON"
     )
 
 
@@ -363,3 +365,71 @@ def test_a_missing_interface_is_named(inside: Namespace) -> None:
     assert _core.packet_support("here") == []
     (sentence,) = _core.packet_support("nowhere")
     assert sentence.startswith('interface "nowhere" cannot be used: No such device; `ip link` lists')
+
+
+def test_another_mode_takes_the_place_of_a_pinned_one(inside: Namespace, pin: str) -> None:
+    path = _core.PacketPath("director", secret=SECRET, pin=pin)
+    for mode in ("generic", "native", "generic"):
+        assert path.attach("here", mode) == mode  # type: ignore[arg-type]
+        assert [each.name for each in pins(pin) if "_" in each.name and each.name[-1].isdigit()] == [
+            f"{mode}_{socket.if_nametoindex('here')}"
+        ]
+    path.close(keep=True)
+    again = _core.PacketPath("director", secret=SECRET, pin=pin)
+    assert again.interfaces() == {"here": "generic"}
+    assert again.attach("here", "native") == "native", "also of one that a process before has left"
+    again.close(keep=False)
+    assert not attached()
+
+
+def test_a_mode_that_is_refused_leaves_the_one_before(inside: Namespace, pin: str) -> None:
+    # Its driver takes no frames as long as its other end may send in native mode.
+    inside.ip("link add wide type veth peer name wide-end", "link set wide-end mtu 9000")
+    path = _core.PacketPath("director", secret=SECRET, pin=pin)
+    path.attach("wide", "generic")
+    with pytest.raises(_core.PacketError, match="an MTU above"):
+        path.attach("wide", "native")
+    assert path.interfaces() == {"wide": "generic"}
+    assert attached("wide")
+    path.close(keep=True)
+    again = _core.PacketPath("director", secret=SECRET, pin=pin)
+    assert (again.adopted, again.interfaces()) == (True, {"wide": "generic"})
+    again.close(keep=False)
+
+
+def test_who_attaches_last_decides_and_is_found(inside: Namespace, pin: str) -> None:
+    """Two paths with other tables, one after the other and back, as where a change is taken back."""
+    one = _core.PacketPath("director", secret=SECRET, pin=pin)
+    way(one, 1)
+    one.attach("here")
+    two = _core.PacketPath("director", secret=OTHER, pin=pin)
+    assert not two.adopted
+
+    def found() -> list[int]:
+        third = _core.PacketPath("director", secret=SECRET, pin=pin)
+        numbers = third.backends() if third.adopted else []
+        third.close(keep=True)
+        return numbers
+
+    assert found() == [1], "until it attaches, the maps of the one before are the ones to find"
+    two.attach("here")
+    assert found() == []
+    one.attach("here")
+    assert found() == [1]
+    two.close(keep=True)
+    one.close(keep=False)
+    assert not attached()
+
+
+def test_an_interface_that_has_gone_and_another_with_its_number(inside: Namespace, pin: str) -> None:
+    path = _core.PacketPath("director", secret=SECRET, pin=pin)
+    path.attach("there")
+    number = socket.if_nametoindex("there")
+    inside.ip("link del there", f"link add there index {number} type veth peer name elsewhere")
+    assert path.attach("there") in ("native", "generic")
+    assert path.interfaces().keys() == {"there"}
+    path.close(keep=False)
+
+
+def pins(pin: str) -> list[Path]:
+    return sorted(Path("/sys/fs/bpf", pin).iterdir())

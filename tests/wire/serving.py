@@ -32,10 +32,13 @@ def environment_in(directory: Path) -> dict[str, str]:
 class Serving:
     """A serving process, and the lines that it has logged."""
 
+    BEFORE: tuple[str, ...] = ()
+    """A command that runs the process."""
+
     def __init__(self, environment: dict[str, str], *arguments: object) -> None:
         self.environment = environment
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pybalancer", "serve", *map(str, arguments)],
+            [*self.BEFORE, sys.executable, "-m", "pybalancer", "serve", *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             env=environment,

@@ -293,7 +293,7 @@ async def tunnel_name(address: str) -> str:
 async def test_what_the_workers_do_not_take_is_offered_again(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pybalancer.balancer.RETRY", 0.1)
+    monkeypatch.setattr("pybalancer.plans.RETRY", 0.1)
 
     class Stubborn:
         """An engine that refuses the next two plans."""

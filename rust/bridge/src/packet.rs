@@ -326,9 +326,9 @@ impl PacketPath {
 }
 
 #[pyfunction]
-#[pyo3(signature = (interface=None))]
-pub fn packet_support(py: Python<'_>, interface: Option<&str>) -> Vec<String> {
-    py.detach(|| support::missing(interface))
+#[pyo3(signature = (interface=None, *, checks=false))]
+pub fn packet_support(py: Python<'_>, interface: Option<&str>, checks: bool) -> Vec<String> {
+    py.detach(|| support::missing(interface, checks))
 }
 
 fn in_order<K: Ord>(found: BTreeMap<K, Counts>) -> BTreeMap<K, FourCounts> {

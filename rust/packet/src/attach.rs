@@ -8,7 +8,7 @@ use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::error::{PacketError, refused};
-use crate::loader::{ATTACH_EGRESS, ATTACH_XDP};
+use crate::loader::{self, ATTACH_EGRESS, ATTACH_XDP};
 use crate::pins::Pins;
 use crate::sys;
 
@@ -43,6 +43,9 @@ impl Mode {
     }
 }
 
+const ALL: [Mode; 3] = [Mode::Native, Mode::Generic, Mode::Egress];
+const XDP: [Mode; 2] = [Mode::Native, Mode::Generic];
+
 /// The links of a process: while they live, the programs run.
 pub struct Links {
     links: BTreeMap<(u32, Mode), OwnedFd>,
@@ -54,7 +57,7 @@ impl Links {
     /// With those that a process before has pinned. They run its program until [`attach`](Links::attach).
     pub fn find(pins: Option<&Pins>) -> Links {
         let mut foreign = BTreeMap::new();
-        for mode in [Mode::Native, Mode::Generic, Mode::Egress] {
+        for mode in ALL {
             for (number, link) in pins.map(|pins| pins.links(mode.name())).unwrap_or_default() {
                 foreign.insert((number, mode), link);
             }
@@ -65,7 +68,8 @@ impl Links {
         }
     }
 
-    /// Run `program` at an interface, in the first of `modes` that works there.
+    /// Run `program` at an interface, in the first of `modes` that works there. If none does, what was there runs
+    /// as before.
     pub fn attach(
         &mut self,
         number: u32,
@@ -73,55 +77,112 @@ impl Links {
         program: BorrowedFd<'_>,
         pins: Option<&Pins>,
     ) -> Result<Mode, PacketError> {
-        let there = modes
-            .iter()
-            .find(|mode| self.links.contains_key(&(number, **mode)));
-        if let Some(mode) = there {
-            return Ok(*mode);
-        }
-        // Taken over without a packet in between that nobody handles.
         for mode in modes {
-            if let Some(link) = self.foreign.remove(&(number, *mode)) {
-                sys::link_update(link.as_fd(), program)
-                    .map_err(refused("take over the program that is attached"))?;
-                self.links.insert((number, *mode), link);
+            if self.take_over(number, *mode, program, pins)? {
                 return Ok(*mode);
             }
         }
-        if !modes.contains(&Mode::Egress) {
-            self.detach(number, pins);
-        }
+        // The kernel has XDP in one mode at a time: packets are the stack's for a moment.
+        let former = XDP
+            .into_iter()
+            .find(|mode| !modes.contains(&Mode::Egress) && self.detach_mode(number, *mode, pins));
         let mut last = PacketError::new("no mode was asked for");
         for mode in modes {
-            let (attach, flags) = mode.flags();
-            match sys::link_create(program, number, attach, flags) {
-                Ok(link) => {
-                    if let Some(pins) = pins {
-                        pins.put(&pin(*mode, number), link.as_fd())?;
-                    }
-                    self.links.insert((number, *mode), link);
-                    return Ok(*mode);
-                }
-                Err(error) => last = why_not(number, *mode, &error),
+            match self.create(number, *mode, program, pins) {
+                Ok(()) => return Ok(*mode),
+                Err(error) => last = error,
             }
         }
-        Err(last)
+        match former.map(|former| self.create(number, former, program, pins)) {
+            Some(Err(error)) => Err(PacketError::new(format!(
+                "{last}; and nothing is attached now: {error}"
+            ))),
+            _ => Err(last),
+        }
+    }
+
+    /// Let a link that is there run `program`, without a packet in between that nobody handles.
+    fn take_over(
+        &mut self,
+        number: u32,
+        mode: Mode,
+        program: BorrowedFd<'_>,
+        pins: Option<&Pins>,
+    ) -> Result<bool, PacketError> {
+        let key = (number, mode);
+        let Some(link) = self
+            .links
+            .remove(&key)
+            .or_else(|| self.foreign.remove(&key))
+        else {
+            return Ok(false);
+        };
+        match sys::link_update(link.as_fd(), program) {
+            Ok(()) => {}
+            // Its interface has gone, and another one has the number.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                forget(&key, pins);
+                return Ok(false);
+            }
+            Err(error) => {
+                self.links.insert(key, link);
+                return Err(refused("take over the program that is attached")(error));
+            }
+        }
+        let link = self.links.entry(key).or_insert(link);
+        pins.map_or(Ok(()), |pins| pins.keep(&pin(mode, number), link.as_fd()))?;
+        Ok(true)
+    }
+
+    fn create(
+        &mut self,
+        number: u32,
+        mode: Mode,
+        program: BorrowedFd<'_>,
+        pins: Option<&Pins>,
+    ) -> Result<(), PacketError> {
+        let (attach, flags) = mode.flags();
+        let link = sys::link_create(program, number, attach, flags)
+            .map_err(|error| why_not(number, mode, &error))?;
+        if let Some(pins) = pins {
+            pins.keep(&pin(mode, number), link.as_fd())?;
+        }
+        self.links.insert((number, mode), link);
+        Ok(())
     }
 
     /// Nothing of ours runs at this interface any more; whether something did.
     pub fn detach(&mut self, number: u32, pins: Option<&Pins>) -> bool {
-        let mut found = false;
-        for mode in [Mode::Native, Mode::Generic, Mode::Egress] {
-            let link = self.links.remove(&(number, mode));
-            let left = self.foreign.remove(&(number, mode));
-            if link.is_some() || left.is_some() {
-                found = true;
-                if let Some(pins) = pins {
-                    pins.remove(&pin(mode, number));
-                }
-            }
+        ALL.into_iter().fold(false, |found, mode| {
+            self.detach_mode(number, mode, pins) | found
+        })
+    }
+
+    fn detach_mode(&mut self, number: u32, mode: Mode, pins: Option<&Pins>) -> bool {
+        let key = (number, mode);
+        let links = [self.links.remove(&key), self.foreign.remove(&key)];
+        let found = links.iter().any(Option::is_some);
+        for link in links.into_iter().flatten() {
+            // It may have gone with its interface.
+            let _ = sys::link_detach(link.as_fd());
+        }
+        if found {
+            forget(&key, pins);
         }
         found
+    }
+
+    /// Nothing of ours runs anywhere.
+    pub fn detach_all(&mut self, pins: Option<&Pins>) {
+        let keys: Vec<(u32, Mode)> = self
+            .links
+            .keys()
+            .chain(self.foreign.keys())
+            .copied()
+            .collect();
+        for (number, mode) in keys {
+            self.detach_mode(number, mode, pins);
+        }
     }
 
     /// Interfaces with XDP, by number, and how. Those that were found, too.
@@ -135,15 +196,43 @@ impl Links {
     }
 }
 
+fn forget((number, mode): &(u32, Mode), pins: Option<&Pins>) {
+    if let Some(pins) = pins {
+        pins.remove(&pin(*mode, *number));
+    }
+}
+
 fn pin(mode: Mode, number: u32) -> String {
     format!("{}_{number}", mode.name())
+}
+
+/// What is said where links of tcx are not known.
+const NO_TCX: &str = "checks through an outer header need Linux 6.6 (tcx)";
+
+/// Whether the kernel has what [`Mode::Egress`] needs: asked for an interface that cannot be there.
+pub fn try_egress() -> Result<(), PacketError> {
+    // r0 = TCX_NEXT; exit
+    let instructions = [
+        0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let program = loader::load_plain("pb_try", loader::CLASSIFIER, 0, &instructions)?;
+    let (attach, flags) = Mode::Egress.flags();
+    match sys::link_create(program.as_fd(), i32::MAX as u32, attach, flags) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(PacketError::new(format!(
+            "this kernel is too old for forward = \"ipip\": {NO_TCX}"
+        ))),
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+            Err(refused("attach a program for checks")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn why_not(number: u32, mode: Mode, error: &io::Error) -> PacketError {
     let name = name_of(number).unwrap_or_else(|| format!("number {number}"));
     let hint = match (error.raw_os_error(), mode) {
         (Some(libc::EBUSY | libc::EEXIST), _) => {
-            "another program is attached there (`ip link show` names it); detach it first, or choose another interface"
+            "another program is attached there (`ip link show` names it): end what has attached it, or choose another interface"
         }
         (Some(libc::EOPNOTSUPP), Mode::Native) => {
             "its driver does not run XDP; mode \"generic\" works with every driver"
@@ -151,7 +240,7 @@ fn why_not(number: u32, mode: Mode, error: &io::Error) -> PacketError {
         (Some(libc::EINVAL | libc::ERANGE), Mode::Native) => {
             "its driver refuses XDP as the interface is set now: often an MTU above about 3,500, or LRO"
         }
-        (Some(libc::EINVAL), Mode::Egress) => "checks through an outer header need Linux 6.6 (tcx)",
+        (Some(libc::EINVAL), Mode::Egress) => NO_TCX,
         _ => {
             return PacketError::refused(
                 &format!("attach to {name} in {} mode", mode.name()),

@@ -24,7 +24,7 @@ impl PacketError {
                 }
                 names => format!(
                     ": the process needs {}; run it as root or give the service AmbientCapabilities={}",
-                    names.join(" and "),
+                    enumerated(&names),
                     names.join(" "),
                 ),
             },
@@ -33,6 +33,13 @@ impl PacketError {
             _ => String::new(),
         };
         PacketError(format!("cannot {what}: {text}{hint}"))
+    }
+}
+
+fn enumerated(names: &[&str]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+        _ => names.concat(),
     }
 }
 

@@ -14,8 +14,10 @@ const PER_CPU_ARRAY: u32 = 6;
 const ARRAY_OF_MAPS: u32 = 12;
 const MMAPABLE: u32 = 1 << 10;
 
-const XDP: u32 = 6;
-const CLASSIFIER: u32 = 3;
+/// `BPF_PROG_TYPE_XDP`
+pub const XDP: u32 = 6;
+/// `BPF_PROG_TYPE_SCHED_CLS`
+pub const CLASSIFIER: u32 = 3;
 /// `BPF_XDP`
 pub const ATTACH_XDP: u32 = 37;
 /// `BPF_TCX_EGRESS`
@@ -193,6 +195,22 @@ impl Maps {
             }
         })
     }
+}
+
+/// Load a program that uses no maps.
+pub fn load_plain(
+    name: &str,
+    kind: u32,
+    attach: u32,
+    instructions: &[u8],
+) -> Result<OwnedFd, PacketError> {
+    let program = Program {
+        name,
+        kind,
+        attach,
+        instructions,
+    };
+    sys::program_load(&program).map_err(|(error, _)| PacketError::refused("load a program", &error))
 }
 
 /// CPUs for which per-CPU maps have a value: all that could ever be there.

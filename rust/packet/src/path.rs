@@ -15,7 +15,7 @@ use crate::loader::{self, Maps};
 use crate::object;
 use crate::pins::Pins;
 use crate::services::{Key, Services};
-use crate::sys::{self, Program};
+use crate::sys;
 
 /// What a host is to packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,11 +106,6 @@ impl PacketPath {
             }
         };
         let program = kernel.maps.load(role.program())?;
-        if let (Some(pins), false) = (&pins, adopted) {
-            for (name, map) in kernel.maps.named() {
-                pins.put(name, map)?;
-            }
-        }
         Ok(PacketPath {
             program,
             probe: None,
@@ -134,8 +129,16 @@ impl PacketPath {
         let number = attach::number_of(name)?;
         let mac = hardware_address(name)?;
         self.kernel.set_interface(number, mac)?;
-        self.links
-            .attach(number, modes, self.program.as_fd(), self.pins.as_ref())
+        let mode = self
+            .links
+            .attach(number, modes, self.program.as_fd(), self.pins.as_ref())?;
+        // Not before: until then others are in use, which a process that takes over must find.
+        if let Some(pins) = &self.pins {
+            for (name, map) in self.kernel.maps.named() {
+                pins.keep(name, map)?;
+            }
+        }
+        Ok(mode)
     }
 
     /// Let marked packets that leave by this interface take the way of packets.
@@ -328,8 +331,12 @@ impl PacketPath {
     }
 
     /// The end. With `keep`, what is pinned goes on; else everything is detached and forgotten.
-    pub fn close(self, keep: bool) {
-        if let (Some(pins), false) = (&self.pins, keep) {
+    pub fn close(mut self, keep: bool) {
+        if keep && self.pins.is_some() {
+            return;
+        }
+        self.links.detach_all(self.pins.as_ref());
+        if let Some(pins) = &self.pins {
             pins.clear();
         }
     }
@@ -367,13 +374,12 @@ fn check_id(id: u16) -> Result<(), PacketError> {
 fn baseline() -> Result<OwnedFd, PacketError> {
     // r0 = XDP_PASS; exit
     let instructions = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
-    sys::program_load(&Program {
-        name: "pb_baseline",
-        kind: 6,
-        attach: loader::ATTACH_XDP,
-        instructions: &instructions,
-    })
-    .map_err(|(error, _)| PacketError::refused("load a program", &error))
+    loader::load_plain(
+        "pb_baseline",
+        loader::XDP,
+        loader::ATTACH_XDP,
+        &instructions,
+    )
 }
 
 /// Whether the kernel lets this process have programs and maps at all.

@@ -37,8 +37,7 @@ impl Pins {
         }
         mount()?;
         let directory = Path::new(ROOT).join(name);
-        fs::create_dir_all(&directory)
-            .map_err(refused(format_args!("make {}", directory.display())))?;
+        fs::create_dir_all(&directory).map_err(|error| not_made(&directory, error))?;
         Ok(Pins { directory })
     }
 
@@ -48,9 +47,16 @@ impl Pins {
     }
 
     /// Keep an object under a name, in place of what was there.
-    pub fn put(&self, name: &str, object: BorrowedFd<'_>) -> Result<(), PacketError> {
+    pub fn keep(&self, name: &str, object: BorrowedFd<'_>) -> Result<(), PacketError> {
         let path = self.directory.join(name);
         let what = || format!("pin {}", path.display());
+        let wanted = sys::id_of(object).map_err(refused(what()))?;
+        // Untouched if it is there: a process that is killed in between would leave nothing.
+        if let Ok(found) = sys::pinned(&path)
+            && sys::id_of(found.as_fd()).is_ok_and(|id| id == wanted)
+        {
+            return Ok(());
+        }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(refused(what())(error));
@@ -103,6 +109,18 @@ impl Pins {
         }
         let _ = fs::remove_dir(&self.directory);
     }
+}
+
+fn not_made(directory: &Path, error: io::Error) -> PacketError {
+    let user = rustix::process::geteuid().as_raw();
+    if error.kind() != io::ErrorKind::PermissionDenied || user == 0 {
+        return refused(format_args!("make {}", directory.display()))(error);
+    }
+    PacketError::new(format!(
+        "user {user} cannot make {}: as root, after each boot, `install -d -m 0700 -o {user} {ROOT}/pybalancer && \
+         chmod o+x {ROOT}` (in a service file: ExecStartPre=+)",
+        directory.display()
+    ))
 }
 
 fn mount() -> Result<(), PacketError> {

@@ -2,15 +2,14 @@
 
 use crate::sys;
 
-/// Capabilities that are needed, with their numbers (capabilities(7)).
-const NEEDED: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+/// Capabilities that are needed, with their numbers (capabilities(7)). Without CAP_PERFMON the verifier lets no
+/// program compute with the addresses of a packet's ends.
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39), ("CAP_PERFMON", 38)];
 const SYS_ADMIN: u32 = 21;
 
 /// The kernel that has all that is used: mmapable maps (5.5), links of XDP (5.9). Links of tcx, for checks
-/// through an outer header, came with 6.6.
+/// through an outer header, came with 6.6 and to kernels of distributions before: they are tried out.
 pub const KERNEL: (u32, u32) = (5, 10);
-/// For [`attach_probe`](crate::path::Path::attach_probe).
-pub const KERNEL_OF_PROBE: (u32, u32) = (6, 6);
 
 /// Needed capabilities that the process does not have.
 pub fn missing_capabilities() -> Vec<&'static str> {
@@ -23,8 +22,8 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     let has = |number: u32| effective >> number & 1 == 1;
     NEEDED
         .into_iter()
-        // CAP_SYS_ADMIN was what bpf(2) asked for before CAP_BPF, and still does.
-        .filter(|(name, number)| !(has(*number) || *name == "CAP_BPF" && has(SYS_ADMIN)))
+        // CAP_SYS_ADMIN was what bpf(2) asked for before there were CAP_BPF and CAP_PERFMON, and still does.
+        .filter(|(name, number)| !(has(*number) || *name != "CAP_NET_ADMIN" && has(SYS_ADMIN)))
         .map(|(name, _)| name)
         .collect()
 }
@@ -38,8 +37,9 @@ pub fn kernel() -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// What is missing, each a sentence that says what to do; none if all is there.
-pub fn missing(interface: Option<&str>) -> Vec<String> {
+/// What is missing, each a sentence that says what to do; none if all is there. `checks`: with what
+/// [`attach_probe`](crate::path::PacketPath::attach_probe) needs.
+pub fn missing(interface: Option<&str>, checks: bool) -> Vec<String> {
     let mut found = Vec::new();
     if let Some((major, minor)) = kernel()
         && (major, minor) < KERNEL
@@ -64,10 +64,12 @@ pub fn missing(interface: Option<&str>) -> Vec<String> {
             "interface {name:?} cannot be used: {text}; `ip link` lists those that there are"
         ));
     }
-    if found.is_empty()
-        && let Err(error) = crate::path::try_out()
-    {
-        found.push(error.to_string());
+    if found.is_empty() {
+        let tried = crate::path::try_out().and_then(|()| match checks {
+            true => crate::attach::try_egress(),
+            false => Ok(()),
+        });
+        found.extend(tried.err().map(|error| error.to_string()));
     }
     found
 }

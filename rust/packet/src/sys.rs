@@ -22,6 +22,7 @@ enum Command {
     Info = 15,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// The kernel's argument: a union of structs that all fit. Unused bytes are zero, as the kernel asks.
@@ -358,6 +359,20 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attributes = Attributes::new().fd(0, link).fd(4, program);
     // SAFETY: no addresses are handed over.
     unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
+}
+
+/// Take a link off its interface now, whoever else has it open or pinned.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = Attributes::new().fd(0, link);
+    // SAFETY: no addresses are handed over.
+    unsafe { bpf(Command::LinkDetach, &mut attributes) }.map(drop)
+}
+
+/// The kernel's number of a map or a link: two descriptors of one object have the same.
+pub fn id_of(object: BorrowedFd<'_>) -> io::Result<u32> {
+    // Second in `struct bpf_map_info` and in `struct bpf_link_info`.
+    let info: [u8; 32] = info(object)?;
+    Ok(word(&info, 4))
 }
 
 /// Memory of a map (`BPF_F_MMAPABLE`), shared with the programs that run.

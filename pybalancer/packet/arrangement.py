@@ -1,0 +1,66 @@
+"""What the kernel is to do for mode "packet": ``Arrangement``. Pure: it follows from what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pybalancer.packet.generations import Generation, History
+
+if TYPE_CHECKING:
+    from pybalancer.config.packet_model import PacketConfig
+    from pybalancer.packet.services import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """All of it; two that are equal need not be made twice."""
+
+    section: PacketConfig
+    services: tuple[Service, ...]
+    me: str | None
+    """Of a backend: the host that rows know it by."""
+    histories: Mapping[str, History]
+    """By service, as they are remembered."""
+    generations: Mapping[str, tuple[Generation, ...]]
+    """By service, as rows are made of them."""
+
+    @staticmethod
+    def of(
+        section: PacketConfig, services: Collection[Service], me: str | None, known: Mapping[str, History]
+    ) -> Arrangement:
+        """From now on new flows go as ``services`` say; ``known`` is what was before."""
+        histories = {}
+        for service in services:
+            former = known.get(service.name, History())
+            if me is not None:
+                former = former.joined_by(me, service.newest)
+            histories[service.name] = former.with_(service.newest)
+        return Arrangement(section, tuple(services), me, histories, _generations(histories, me))
+
+    def after(self, tried: Arrangement) -> Arrangement:
+        """This one once more, after another that some packets may have gone by for a while."""
+        histories = {
+            name: tried.histories[name].with_(history.newest) if name in tried.histories else history
+            for name, history in self.histories.items()
+        }
+        return Arrangement(self.section, self.services, self.me, histories, _generations(histories, self.me))
+
+    @property
+    def hosts(self) -> set[str]:
+        """Every machine that a packet may have to go to, this one among them."""
+        found = {member.host for sets in self.generations.values() for each in sets for member in each}
+        return found | ({self.me} if self.me is not None else set())
+
+    @property
+    def vips(self) -> set[str]:
+        """Addresses of services."""
+        return {service.where[0] for service in self.services}
+
+
+def _generations(histories: Mapping[str, History], me: str | None) -> dict[str, tuple[Generation, ...]]:
+    return {
+        name: history.seen_by(me) if me is not None else history.generations
+        for name, history in histories.items()
+    }

@@ -1,0 +1,50 @@
+"""What the kernel is to do follows from configuration, health and history."""
+
+from __future__ import annotations
+
+from pybalancer.config.packet_model import PacketConfig
+from pybalancer.packet.arrangement import Arrangement
+from pybalancer.packet.generations import History, Member, generation
+from pybalancer.packet.services import Service
+
+SECTION = PacketConfig(interfaces=("eth0",))
+
+
+def service(*names: str, everybody: str = "abcd") -> Service:
+    members = {name: Member(name, 1, f"10.0.0.{ord(name)}") for name in everybody}
+    newest = generation([members[name] for name in names])
+    return Service("vip", "chat", ("203.0.113.10", 443, "tcp"), newest, tuple(members.values()), True)
+
+
+def of(*names: str, me: str | None = None, known: History | None = None) -> Arrangement:
+    return Arrangement.of(SECTION, [service(*names)], me, {"vip": known} if known is not None else {})
+
+
+def sets(arrangement: Arrangement) -> list[str]:
+    return ["".join(member.name for member in each) for each in arrangement.generations["vip"]]
+
+
+def test_the_newest_set_comes_first_and_the_machines_of_all_are_known() -> None:
+    first = of(*"abc")
+    second = of(*"abd", known=first.histories["vip"])
+    assert sets(second) == ["abd", "abc"]
+    assert second.hosts == {f"10.0.0.{ord(name)}" for name in "abcd"}
+    assert second.vips == {"203.0.113.10"}
+
+
+def test_a_backend_is_among_the_machines_even_if_nothing_leads_to_it() -> None:
+    me = f"10.0.0.{ord('d')}"
+    assert me not in of(*"abc").hosts
+    assert me in of(*"abc", me=me).hosts
+
+
+def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:
+    before = of(*"abc")
+    tried = of(*"ad", known=before.histories["vip"])
+    again = before.after(tried)
+    assert sets(again) == ["abc", "ad"], "some flows may have begun by it"
+    assert (again.section, again.services, again.me) == (before.section, before.services, before.me)
+    # Of a service that was not there before nothing is left.
+    other = Arrangement.of(SECTION, [], None, {})
+    assert other.after(tried) == other
+    assert before.after(other) == before
