@@ -407,7 +407,7 @@ def test_who_attaches_last_decides_and_is_found(inside: Namespace, pin: str) -> 
 
     def found() -> list[int]:
         third = _core.PacketPath("director", secret=SECRET, pin=pin)
-        numbers = third.backends() if third.adopted else []
+        numbers = list(third.backends()) if third.adopted else []
         third.close(keep=True)
         return numbers
 
