@@ -20,18 +20,20 @@ def table(
     *,
     pool: Pool = None,
     digest: Annotated[bool, Parameter(negative=())] = False,
+    compare: Annotated[list[str] | None, Parameter(negative=())] = None,
     admin: Admin = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> int:
     """Show how the hash table of each pool is shared out, or its fingerprint.
 
-    Balancers with the same secret and backends have the same table: compare their digests. With a
-    file, no running balancer is asked.
+    Balancers with the same secret and backends have the same table. With a file, no running balancer
+    is asked.
 
     For example:
 
     * `pybalancer table pybalancer.toml --digest`
+    * `pybalancer table --digest --compare 10.0.0.2:9090 --compare 10.0.0.3:9090`
 
     Parameters
     ----------
@@ -39,6 +41,8 @@ def table(
         Compute from this configuration file; by default the running balancer is asked.
     digest
         Print only the fingerprint of each table.
+    compare
+        Admin address of another balancer; exit code 1 if its tables are others. Can be repeated.
     """
     if file is not None and (admin or config):
         raise exits.UsageError("either a file, or --admin or --config for a running balancer, not both")
@@ -47,16 +51,40 @@ def table(
         if pool not in pools:
             raise AdminError(f"there is no pool {pool!r}; there are: {', '.join(pools) or 'none'}")
         pools = {pool: pools[pool]}
+    others = {address: _differences(pools, _from_running(address, None), pool) for address in compare or ()}
     if digest:
         pools = {name: {"digest": table["digest"]} for name, table in pools.items()}
     if json:
-        print_json(pools)
+        print_json({"pools": pools, "differences": others} if compare else pools)
     elif digest:
         for name, content in pools.items():
             print(f"{content['digest']}  {name}")
     else:
         _show(pools)
-    return exits.FINE
+    if not json:
+        for address, found in others.items():
+            print(f"{address}: {'; '.join(found) or 'the same'}")
+    return exits.FAILED if any(others.values()) else exits.FINE
+
+
+def _differences(
+    mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], only: str | None
+) -> list[str]:
+    """Of another balancer's tables, each in words."""
+    found = []
+    for name in [only] if only is not None else [*mine, *(name for name in theirs if name not in mine)]:
+        here, there = mine.get(name), theirs.get(name)
+        if here is None or there is None:
+            found.append(f"pool {name} is there only" if here is None else f"there is no pool {name}")
+        elif here["digest"] != there["digest"]:
+            shares = here["shares"].keys() ^ there["shares"].keys()
+            why = (
+                f"backends differ: {', '.join(sorted(shares))}"
+                if shares
+                else "secret, weights or health differ"
+            )
+            found.append(f"pool {name} has {there['digest']} ({why})")
+    return found
 
 
 def _from_file(file: Path) -> dict[str, dict[str, Any]]:

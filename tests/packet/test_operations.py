@@ -17,7 +17,7 @@ from tests.wire.net import until
 from tests.wire.serving import environment_in
 
 from .conftest import Start
-from .fleet import Plan
+from .fleet import Fleet, Plan
 from .topology import VIP, VIP6, site
 
 pytestmark = needs_namespaces
@@ -40,15 +40,27 @@ def test_a_backend_is_drained_and_taken_back_by_command(start: Start) -> None:
     digests = {serving.ask("table", "--digest").stdout for serving in fleet.directors.values()}
     assert len(digests) == 1
     assert digest not in digests.pop()
+    compared = compare(fleet)
+    assert (compared.returncode, compared.stdout.count("the same")) == (0, 1), compared.stderr
     # What began meanwhile is found by the backend that takes over its slots, though nobody has told it.
     for serving in fleet.directors.values():
         done = serving.ask("undrain", "b1")
         assert done.returncode == 0, done.stderr
+        compared = compare(fleet)
+        last = serving is fleet.directors["d2"]
+        assert compared.returncode == (0 if last else 1)
+        assert ("secret, weights or health differ" in compared.stdout) != last
     assert talking.lost(talking.conversations) == []
     assert "b1" in {one.server for one in talking.open(VIP, 40)}
     assert fleet.directors["d1"].packet()["services"][0]["digest"] == digest
     of_file = fleet.directors["d1"].ask("table", fleet.directors["d1"].file, "--digest")
     assert of_file.stdout.split()[0] == digest
+
+
+def compare(fleet: Fleet) -> subprocess.CompletedProcess[str]:
+    """The tables of two directors."""
+    one, two = fleet.directors["d1"], fleet.directors["d2"]
+    return one.ask("table", "--digest", "--compare", f"unix:{two.folder / 'run' / 'admin.sock'}")
 
 
 def test_explain_status_and_metrics_tell_of_packets(start: Start) -> None:
