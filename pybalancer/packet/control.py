@@ -237,8 +237,12 @@ class PacketControl:
         running = self._running
         if running is None:
             return None
-        names = [service.name for service in running.services.values() if service.pool == pool]
-        return running.digests[running.numbers[names[0]]].owners if names else None
+        for service in running.services.values():
+            # A change that is under way in its thread may be taking it away.
+            digests = running.digests.get(running.numbers.get(service.name, -1))
+            if service.pool == pool and digests is not None:
+                return digests.owners
+        return None
 
     def explain(self, config: Config, pool: str, listener: str | None, source: str) -> dict[str, Any]:
         """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do."""
