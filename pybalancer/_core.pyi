@@ -613,8 +613,8 @@ class PacketPath:
         """
     def drop_backend(self, id: int) -> None:
         """Forget it, and its counts."""
-    def backends(self) -> list[int]:
-        """Ids that are set; of the process before, too."""
+    def backends(self) -> dict[int, str]:
+        """Ids that are set, with their addresses; of the process before, too."""
     def set_me(self, id: int) -> None:
         """Which backend this host is. Of agents."""
     def set_trusted(self, networks: Sequence[str] | None) -> None:
@@ -644,10 +644,14 @@ class PacketPath:
         """Number → address, port, protocol; of the process before, too."""
     def counters(self) -> dict[str, int]:
         """Packets by reason since the maps were made; ``REASONS`` says what each means."""
-    def service_counters(self, number: int) -> dict[str, int]:
-        """packets, bytes, flows (SYN without ACK), errors (ICMP)."""
-    def backend_counters(self, id: int) -> dict[str, int]:
-        """packets, bytes, flows (SYN without ACK), second_hops: those that this host has sent to it."""
+    def counts(
+        self,
+    ) -> tuple[dict[str, int], dict[int, tuple[int, int, int, int]], dict[int, tuple[int, int, int, int]]]:
+        """All at once: packets by reason, counts of services by number and of backends by id.
+
+        Counts are packets, bytes, flows (SYN without ACK), and of a service ICMP errors, of a backend second
+        hops: those that this host has sent to it.
+        """
     def slot(self, number: int, address: str, port: int) -> tuple[int, tuple[int, ...]]:
         """A client's slot, and the row that the kernel has there just now."""
     def test_run(

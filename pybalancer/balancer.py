@@ -372,7 +372,7 @@ class Balancer(Plans):
         return self._admin
 
     def status(self) -> Status:
-        """A picture of this moment."""
+        """A picture of this moment; of packets, as of the last ``refresh``."""
         from pybalancer import status
 
         engine = self._live()

@@ -121,6 +121,13 @@ class ThreadedBalancer:
 
         return self._running(lambda: trio.from_thread.run(asked, trio_token=self._token))
 
+    def _fresh(self, ask: Callable[[Balancer], _T]) -> _T:
+        async def asked(balancer: Balancer) -> _T:
+            await balancer.refresh()
+            return ask(balancer)
+
+        return self._wait(asked)
+
     def _running(self, call: Callable[[], _T]) -> _T:
         if os.getpid() != self._process:
             from pybalancer._core import EngineError
@@ -178,7 +185,7 @@ class ThreadedBalancer:
 
     def status(self) -> Status:
         """A picture of this moment."""
-        return self._call(lambda balancer: balancer.status())
+        return self._fresh(lambda balancer: balancer.status())
 
     def explain(
         self,
@@ -191,7 +198,7 @@ class ThreadedBalancer:
         headers: Sequence[tuple[str, str]] = (),
     ) -> dict[str, Any]:
         """As ``Balancer.explain``."""
-        return self._call(
+        return self._fresh(
             lambda balancer: balancer.explain(
                 source, pool, listener=listener, host=host, path=path, headers=headers
             )
@@ -199,7 +206,7 @@ class ThreadedBalancer:
 
     def metrics(self) -> str:
         """As ``Balancer.metrics``."""
-        return self._call(lambda balancer: balancer.metrics())
+        return self._fresh(lambda balancer: balancer.metrics())
 
     def reload(self, config: Source | None = None) -> ReloadResult:
         """As ``Balancer.reload``; waits for its result."""

@@ -69,6 +69,7 @@ class Operable(operations.Operable, Protocol):
         headers: Sequence[tuple[str, str]] = (),
     ) -> Mapping[str, Any]: ...
     def metrics(self) -> str: ...
+    async def refresh(self) -> None: ...
     async def reload(self) -> Any: ...
     async def upgrade(self, patience: float | None = None) -> Reportable: ...
     def upgrade_told(self) -> None: ...
@@ -161,18 +162,22 @@ async def _readyz(balancer: Operable, _request: Request) -> Response:
 
 
 async def _status(balancer: Operable, _request: Request) -> Response:
+    await balancer.refresh()
     return JSONReply(balancer.status().to_dict())
 
 
 async def _metrics(balancer: Operable, _request: Request) -> Response:
     from pybalancer.stats.collector import CONTENT_TYPE
 
+    await balancer.refresh()
     return TextReply(balancer.metrics(), CONTENT_TYPE)
 
 
 async def _explain(balancer: Operable, request: Request) -> Response:
     try:
-        return JSONReply(balancer.explain(**_explained(request.url.query)))
+        asked = _explained(request.url.query)
+        await balancer.refresh()
+        return JSONReply(balancer.explain(**asked))
     except (LookupError, ValueError) as error:
         return JSONReply({"error": str(error.args[0]) if error.args else str(error)}, status_code=400)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pybalancer.config.values import join
-from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus, Speed
+from pybalancer.packet.forwarder import Count
+from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus
 from pybalancer.packet.running import interface_problems
 
 if TYPE_CHECKING:
+    from pybalancer.packet.counting import Counting
     from pybalancer.packet.hops import Hop
     from pybalancer.packet.running import Running
     from pybalancer.packet.services import Service
@@ -41,10 +42,16 @@ def row(running: Running, pool: str, listener: str | None, client: str, port: in
     return None
 
 
-def status(running: Running, speed: Speed) -> PacketStatus:
-    """A picture of this moment."""
+def status(running: Running, counting: Counting) -> PacketStatus:
+    """A picture, with what was counted last. Asks nobody."""
     section, called = running.section, names(running)
     owners = {member.host for one in running.services.values() for member in one.newest}
+    # While a change is under way in its thread, some are not there yet, or not any more.
+    there = [
+        (number, service)
+        for service in running.services.values()
+        if (number := running.numbers.get(service.name)) in running.digests.keys() & running.tables.keys()
+    ]
     return PacketStatus(
         role=section.role,
         engine=section.engine,
@@ -52,18 +59,17 @@ def status(running: Running, speed: Speed) -> PacketStatus:
         interfaces=dict(running.modes),
         problems={name: why for name, why in interface_problems(running).items() if why},
         me=running.me,
-        services=[_service(running, service, speed) for service in running.services.values()],
+        services=[_service(running, number, service, counting) for number, service in there],
         machines=[
-            _machine(running, number, hop, called.get(hop.host, []), hop.host in owners, speed)
+            _machine(running, number, hop, called.get(hop.host, []), hop.host in owners, counting)
             for number, hop in sorted(running.set_hops.items())
         ],
-        reasons={reason: count for reason, count in running.forwarder.reasons().items() if count},
+        reasons={reason: count for reason, count in counting.counts.reasons.items() if count},
     )
 
 
-def _service(running: Running, service: Service, speed: Speed) -> ServiceStatus:
-    number = running.numbers[service.name]
-    digests = running.digests[number]
+def _service(running: Running, number: int, service: Service, counting: Counting) -> ServiceStatus:
+    digests, counted = running.digests[number], counting.counts.services.get(number, Count())
     return ServiceStatus(
         name=service.name,
         address=join(service.where[0], service.where[1]),
@@ -73,14 +79,18 @@ def _service(running: Running, service: Service, speed: Speed) -> ServiceStatus:
         history_digest=digests.rows,
         generations=len(running.tables[number].generations),
         moved_slots=digests.moved,
-        packets_per_second=speed.of(f"service {service.name}"),
-        **_some(running.forwarder.service_counts(number), "packets", "bytes", "flows", "errors"),
+        packets=counted.packets,
+        bytes=counted.bytes,
+        flows=counted.flows,
+        errors=counted.others,
+        packets_per_second=counting.speed_of_service(number, service.where),
     )
 
 
 def _machine(
-    running: Running, number: int, hop: Hop, called: list[str], takes_new: bool, speed: Speed
+    running: Running, number: int, hop: Hop, called: list[str], takes_new: bool, counting: Counting
 ) -> MachineStatus:
+    counted = counting.counts.hosts.get(number, Count())
     return MachineStatus(
         address=hop.host,
         number=number,
@@ -89,20 +99,12 @@ def _machine(
         interface=hop.interface,
         mac=hop.mac.hex(":") if hop.mac is not None else None,
         problem="" if hop.host == running.me else hop.why,
-        packets_per_second=speed.of(f"machine {number}"),
-        **_some(running.forwarder.host_counts(number), "packets", "bytes", "flows", "second_hops"),
+        packets=counted.packets,
+        bytes=counted.bytes,
+        flows=counted.flows,
+        second_hops=counted.others,
+        packets_per_second=counting.speed_of_host(number, hop.host),
     )
-
-
-def observe(running: Running, speed: Speed, now: float) -> None:
-    """Look at the counts, for packets per second."""
-    forwarder = running.forwarder
-    counts = {
-        f"service {name}": forwarder.service_counts(number)["packets"]
-        for name, number in running.numbers.items()
-    }
-    counts |= {f"machine {number}": forwarder.host_counts(number)["packets"] for number in running.set_hops}
-    speed.observe(now, counts)
 
 
 def names(running: Running) -> dict[str, list[str]]:
@@ -118,7 +120,3 @@ def names(running: Running) -> dict[str, list[str]]:
             for member in each:
                 found.setdefault(member.host, [member.name])
     return found
-
-
-def _some(counts: Mapping[str, int], *wanted: str) -> dict[str, int]:
-    return {name: counts.get(name, 0) for name in wanted}

@@ -6,8 +6,8 @@ new one. Where even that fails it is tried again until it works.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -20,8 +20,9 @@ from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
 from pybalancer.packet import answers, leftovers
 from pybalancer.packet.arrangement import Arrangement
+from pybalancer.packet.counting import Counting
 from pybalancer.packet.marks import mark
-from pybalancer.packet.report import PacketStatus, Speed
+from pybalancer.packet.report import PacketStatus
 from pybalancer.packet.running import (
     Running,
     arrange,
@@ -47,8 +48,8 @@ _log = logging.getLogger("pybalancer")
 
 LOOK: Final = 1.0
 """Seconds between two looks at next hops, interfaces and counts."""
-
-
+BEFORE_ANSWERS: Final = 0.5
+"""Seconds that who asks waits at most for a change that is under way."""
 OWN: Final = frozenset({"", "state", "settling", "left"})
 """Problems that no machine or interface has."""
 
@@ -63,7 +64,7 @@ class PacketControl:
     def __init__(self) -> None:
         self._running: Running | None = None
         self._lock = trio.Lock()
-        self._speed = Speed()
+        self._counting = Counting()
         self._told: dict[str, str] = {}
 
     async def check(self, config: Config) -> None:
@@ -142,6 +143,8 @@ class PacketControl:
                 raise
         if self._running is not None:
             self._tell_problems(self._running)
+            with contextlib.suppress(OSError, _core.PacketError):
+                self._counting.ask(self._running.forwarder)
 
     def _replace(
         self, running: Running, section: PacketConfig, wanted: list[Service], secret: bytes, size: int
@@ -185,7 +188,7 @@ class PacketControl:
                 [one for one in running.section.interfaces if one in links]
             )
         look_at_tags(running)
-        answers.observe(running, self._speed, time.monotonic())
+        self._counting.look(running.forwarder)
         self._tell_problems(running)
         self._tell("", "")
 
@@ -234,8 +237,12 @@ class PacketControl:
         running = self._running
         if running is None:
             return None
-        names = [service.name for service in running.services.values() if service.pool == pool]
-        return running.digests[running.numbers[names[0]]].owners if names else None
+        for service in running.services.values():
+            # A change that is under way in its thread may be taking it away.
+            digests = running.digests.get(running.numbers.get(service.name, -1))
+            if service.pool == pool and digests is not None:
+                return digests.owners
+        return None
 
     def explain(self, config: Config, pool: str, listener: str | None, source: str) -> dict[str, Any]:
         """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do."""
@@ -249,9 +256,27 @@ class PacketControl:
         row = found["row"]
         return {"backend": row[0]["backend"] if row else None, "choices": [], "packet": found}
 
+    async def refresh(self) -> None:
+        """Ask the kernel for counts, if nobody has just now: then ``status`` is of this moment.
+
+        Nothing else asks it either until the caller waits for something, so ``explain`` need not wait. While
+        a change takes long, what was counted before it has to do.
+        """
+        if self._running is None:
+            return
+        with trio.move_on_after(BEFORE_ANSWERS):
+            async with self._lock:
+                running = self._running
+                if running is None or self._counting.is_recent():
+                    return
+                try:
+                    await trio.to_thread.run_sync(self._counting.ask, running.forwarder)
+                except (_core.PacketError, OSError) as error:
+                    self._tell("", str(error))
+
     def status(self) -> PacketStatus | None:
-        """A picture of this moment; None while there is no listener of mode "packet"."""
-        return answers.status(self._running, self._speed) if self._running is not None else None
+        """With the counts of the last ``refresh`` or look; None while no listener is of mode "packet"."""
+        return answers.status(self._running, self._counting) if self._running is not None else None
 
 
 def _other_part(before: PacketConfig, after: PacketConfig) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from pybalancer import _core
 from pybalancer.packet.generations import Generation, Numbers
@@ -45,6 +45,28 @@ class Digests:
     """Slots that have another owner than in the generation before."""
 
 
+class Count(NamedTuple):
+    """What went to a service, or to a machine."""
+
+    packets: int = 0
+    bytes: int = 0
+    """Of frames; of what is in them where nftables counts."""
+    flows: int = 0
+    """Begun: SYN without ACK."""
+    others: int = 0
+    """Of a service: ICMP errors. Of a machine: second hops to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """All that was counted up to one moment; services and machines by number."""
+
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Packets by what became of them."""
+    services: Mapping[int, Count] = field(default_factory=dict)
+    hosts: Mapping[int, Count] = field(default_factory=dict)
+
+
 class Forwarder(Protocol):
     """Machines by number and services by number, and what was counted of them.
 
@@ -58,7 +80,9 @@ class Forwarder(Protocol):
     def configure(self, section: PacketConfig) -> None:
         """What is set from now on is set by this section. Its role and engine are those of before."""
 
-    def hosts(self) -> list[int]: ...
+    def hosts(self) -> Mapping[int, str]:
+        """Addresses by number. Of the process before, too, as long as packets go by its numbers."""
+
     def services(self) -> Mapping[int, Address]: ...
     def set_host(self, number: int, hop: Hop) -> None: ...
     def drop_host(self, number: int) -> None: ...
@@ -74,9 +98,9 @@ class Forwarder(Protocol):
     def flush(self) -> None:
         """All that was set takes effect, if it has not already."""
 
-    def reasons(self) -> Mapping[str, int]: ...
-    def service_counts(self, number: int) -> Mapping[str, int]: ...
-    def host_counts(self, number: int) -> Mapping[str, int]: ...
+    def counts(self) -> Counts:
+        """Of all that is there, by one question. A number that was dropped and comes again begins at 0."""
+
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         """The slot of a client and the machines of its row; None where that cannot be known."""
 
@@ -117,7 +141,7 @@ class XdpForwarder:
     def configure(self, section: PacketConfig) -> None:
         self._section = section
 
-    def hosts(self) -> list[int]:
+    def hosts(self) -> Mapping[int, str]:
         return self._path.backends()
 
     def services(self) -> Mapping[int, Address]:
@@ -191,14 +215,13 @@ class XdpForwarder:
             self._path.set_trusted(None if trusted is None else sorted(trusted))
             self._trusted = trusted
 
-    def reasons(self) -> Mapping[str, int]:
-        return self._path.counters()
-
-    def service_counts(self, number: int) -> Mapping[str, int]:
-        return self._path.service_counters(number)
-
-    def host_counts(self, number: int) -> Mapping[str, int]:
-        return self._path.backend_counters(number)
+    def counts(self) -> Counts:
+        reasons, services, hosts = self._path.counts()
+        return Counts(
+            reasons,
+            {number: Count(*found) for number, found in services.items()},
+            {number: Count(*found) for number, found in hosts.items()},
+        )
 
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         return self._path.slot(number, client, port)

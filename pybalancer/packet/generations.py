@@ -127,6 +127,15 @@ class Numbers:
             )
         return Numbers(kept | dict(zip(new, free, strict=False)))
 
+    def as_in(self, rows: Mapping[int, str]) -> Numbers:
+        """As machines are called by rows that packets go by already (addresses by number).
+
+        Those win: a number that we took for another's would lead packets to a wrong machine, from when it is
+        given its new way until the last row has changed.
+        """
+        others = {host: number for host, number in self.by_host.items() if number not in rows}
+        return Numbers(others | {host: number for number, host in sorted(rows.items(), reverse=True)})
+
     def __getitem__(self, host: str) -> int:
         return self.by_host[host]
 

@@ -33,6 +33,8 @@ class Hop:
     """The address that packets of ours have on this way."""
     mac: bytes | None = None
     why: str = ""
+    index: int = 0
+    """The interface's number: one that was removed and comes back by the same name is another one."""
 
 
 def look(
@@ -78,7 +80,7 @@ def look(
             if mac is not None and state in (0, INCOMPLETE):
                 # It is being asked: what was true before is, until that has ended.
                 why = known.why if known is not None else ""
-            done[host] = Hop(host, hop.interface, hop.via, hop.source, mac, why)
+            done[host] = Hop(host, hop.interface, hop.via, hop.source, mac, why, index)
     return done
 
 

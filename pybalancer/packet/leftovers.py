@@ -91,7 +91,8 @@ def _clear_programs(kind: Kind, secret: bytes, size: int, *, keep: bool) -> None
 
 
 def _clear_rules() -> None:
-    from pybalancer.packet.nft import TABLE, nft
+    from pybalancer.packet.nft import nft
+    from pybalancer.packet.nft_rules import TABLE
 
     done, _ = nft("delete", "table", *TABLE.split(), check=False)
     Ways.clean()

@@ -37,6 +37,8 @@ class Way:
     number: int
     vip: str
     interface: str
+    index: int
+    """The interface's number: with an interface go its routes."""
     host: str
     mac: str
 
@@ -45,7 +47,7 @@ class Way:
         """None while the hardware address is not known."""
         if hop.interface is None or hop.mac is None:
             return None
-        return Way(number, vip, hop.interface, hop.host, hop.mac.hex(":"))
+        return Way(number, vip, hop.interface, hop.index, hop.host, hop.mac.hex(":"))
 
 
 def neighbour(number: int) -> str:

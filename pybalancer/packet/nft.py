@@ -8,29 +8,34 @@ change are one transaction. They stay when the process ends, until the next one 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
+import secrets
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pybalancer import _core
 from pybalancer.packet import nft_counters
-from pybalancer.packet.forwarder import NFT_TABLE, Address, Digests, Table
+from pybalancer.packet.forwarder import NFT_TABLE, Address, Count, Counts, Digests, Table
 from pybalancer.packet.generations import Numbers
+from pybalancer.packet.nft_hash import jhash
+from pybalancer.packet.nft_rules import TABLE, Rules
 from pybalancer.packet.services import nft_digest, nft_seed
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
     from pybalancer.packet.hops import Hop
 
-TABLE: Final = f"netdev {NFT_TABLE}"
-PRIORITY: Final = -500
-"""Before what other tables do with packets that come in."""
+_log = logging.getLogger("pybalancer")
+
 PATIENCE: Final = 30.0
 """Seconds for one transaction; a table of 655373 slots takes some."""
 CAP_NET_ADMIN: Final = 12
+REASONS: Final = ("fragment", "loop", "unresolved")
+"""Counters of packets that go nowhere."""
 
 
 def missing(interfaces: Collection[str]) -> list[str]:
@@ -42,7 +47,7 @@ def missing(interfaces: Collection[str]) -> list[str]:
         found.append(
             "CAP_NET_ADMIN is missing: run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN"
         )
-    there = {name for name, _ in interfaces_here()}
+    there = links()
     found += [
         f"interface {name!r} is not there; `ip link` lists those that there are"
         for name in interfaces
@@ -51,12 +56,15 @@ def missing(interfaces: Collection[str]) -> list[str]:
     return found
 
 
-def interfaces_here() -> list[tuple[str, str]]:
-    """Names and hardware addresses."""
+def links() -> dict[str, tuple[int, str]]:
+    """Number and hardware address of each interface."""
     from pyroute2 import IPRoute
 
     with IPRoute() as kernel:
-        return [(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_ADDRESS")) for link in kernel.get_links()]
+        return {
+            link.get_attr("IFLA_IFNAME"): (link["index"], str(link.get_attr("IFLA_ADDRESS")))
+            for link in kernel.get_links()
+        }
 
 
 def effective_capabilities() -> int:
@@ -75,18 +83,22 @@ class NftForwarder:
         self._seed = nft_seed(secret)
         self._hosts: dict[int, Hop] = {}
         self._services: dict[int, Address] = {}
-        self._tables: dict[int, str] = {}
-        """What of the rules takes long to write: the choice of a machine, by service."""
-        self._interfaces: tuple[str, ...] = ()
         self._owners: dict[int, list[int]] = {}
-        self._changed = self._first = True
+        self._choices: dict[int, str] = {}
+        """The rule that chooses a machine, by service: it is long."""
+        self._interfaces: tuple[str, ...] = ()
+        self._there: Rules | None = None
+        """What the kernel took last; None before the first transaction, or where that is not known."""
+        self._mark = f"made_by_{secrets.token_hex(4)}"
+        """A counter by which our table is told from that of a process before, or after, this one."""
+        self._changed, self._refused = True, False
         self.adopted = bool(nft_counters.read(NFT_TABLE))
 
     def configure(self, section: PacketConfig) -> None:
         self._section = section
 
-    def hosts(self) -> list[int]:
-        return list(self._hosts)
+    def hosts(self) -> Mapping[int, str]:
+        return {number: hop.host for number, hop in self._hosts.items()}
 
     def services(self) -> Mapping[int, Address]:
         return dict(self._services)
@@ -95,8 +107,8 @@ class NftForwarder:
         self._hosts[number], self._changed = hop, True
 
     def drop_host(self, number: int) -> None:
-        # Its rules stay until the next change: nothing leads there.
         self._hosts.pop(number, None)
+        self._changed = True
 
     def set_me(self, number: int) -> None:
         pass
@@ -108,16 +120,17 @@ class NftForwarder:
         self._services[number] = where
         choice = ", ".join(f"{slot} : goto h{owner}" for slot, owner in enumerate(owners) if owner)
         ip = "ip6" if ":" in where[0] else "ip"
-        self._tables[number] = (
-            f"add rule {TABLE} s{number} jhash {ip} saddr . {where[2]} sport "
-            f"mod {self._size} seed {self._seed:#x} vmap {{ {choice} }}"
+        self._choices[number] = (
+            f"jhash {ip} saddr . {where[2]} sport mod {self._size} seed {self._seed:#x} vmap {{ {choice} }}"
+            if choice
+            else ""
         )
         self._changed = True
         digest = nft_digest(rows.owners_digest, self._secret)
         return Digests(digest, digest, rows.moved())
 
     def drop_service(self, number: int) -> None:
-        for known in (self._services, self._owners, self._tables):
+        for known in (self._services, self._owners, self._choices):
             known.pop(number, None)
         self._changed = True
 
@@ -128,86 +141,57 @@ class NftForwarder:
         return dict.fromkeys(interfaces, how)
 
     def only(self, interfaces: Collection[str]) -> None:
-        pass  # All rules are replaced at once, by the next flush.
+        pass  # The next flush does it.
 
     def flush(self) -> None:
-        if self._section.role != "director" or not self._interfaces:
+        if self._section.role != "director" or not self._interfaces or not self._changed:
             return
-        if not self._changed:
-            return
-        # Of what is there already only counters stay; but what another process has left goes whole.
-        before = f"add table {TABLE}\ndelete table {TABLE}\n" if self._first else ""
-        nft("-f", "-", given=before + "\n".join(self._script()) + "\n")
-        self._changed = self._first = False
+        rules = self._rules()
+        there = self._there if self._mark in nft_counters.read(NFT_TABLE) else None
+        if rules != there:
+            # What is refused changes nothing. If somebody had a hand in our table, the next try mends that.
+            lines = "\n".join(rules.since(None if self._refused else there))
+            self._refused = True
+            try:
+                nft("-f", "-", given=lines + "\n")
+            except _Late:
+                self._there = None
+                raise
+            self._there, self._refused = rules, False
+        self._changed = False
 
-    def _script(self) -> Iterator[str]:
-        macs = dict(interfaces_here())
-        devices = ", ".join(f'"{name}"' for name in self._interfaces)
-        yield f"add table {TABLE}"
-        names = [f"s{number}" for number in self._services] + [f"h{number}" for number in self._hosts]
-        for name in names:
-            for what in ("", "_flows"):
-                yield f"add counter {TABLE} {name}{what}"
-        for reason in ("fragment", "unresolved"):
-            yield f"add counter {TABLE} {reason}"
-        yield (
-            f"add chain {TABLE} ingress "
-            f"{{ type filter hook ingress devices = {{ {devices} }} priority {PRIORITY}; }}"
-        )
-        for name in names:
-            yield f"add chain {TABLE} {name}"
-            yield f"flush chain {TABLE} {name}"
-        yield f"flush chain {TABLE} ingress"
+    def _rules(self) -> Rules:
+        found = links()
+        ingress: list[str] = []
+        chains, sets = {}, {}
+        counters: dict[str, Hashable] = dict.fromkeys((*REASONS, self._mark), "")
         for number, hop in self._hosts.items():
-            yield from self._to_host(number, hop, macs)
+            chains[f"h{number}"] = tuple(_to_host(number, hop, found))
+            counters |= dict.fromkeys((f"h{number}", f"h{number}_flows"), hop.host)
         for number, where in self._services.items():
-            yield from self._service(number, where)
+            ingress += _to_service(number, where)
+            chains[f"s{number}"] = tuple(_service(number, self._choices[number]))
+            counters |= dict.fromkeys((f"s{number}", f"s{number}_flows"), where)
+            hops = [self._hosts.get(owner) for owner in set(self._owners[number])]
+            sets[f"b{number}"] = frozenset(hop.mac.hex(":") for hop in hops if hop and hop.mac)
+        # What is not there cannot be named; it is in the next transaction after it has come back.
+        devices = frozenset((name, found[name][0]) for name in self._interfaces if name in found)
+        return Rules(devices, tuple(dict.fromkeys(ingress)), chains, sets, counters)
 
-    @staticmethod
-    def _to_host(number: int, hop: Hop, macs: Mapping[str, str]) -> Iterator[str]:
-        chain = f"add rule {TABLE} h{number}"
-        if hop.mac is None or hop.interface is None or hop.interface not in macs:
-            yield f"{chain} counter name unresolved drop"
-            return
-        yield f"{chain} counter name h{number}"
-        yield f"{chain} tcp flags & (syn | ack) == syn counter name h{number}_flows"
-        yield (
-            f"{chain} ether daddr set {hop.mac.hex(':')} ether saddr set {macs[hop.interface]} "
-            f'fwd to "{hop.interface}"'
+    def counts(self) -> Counts:
+        found = nft_counters.read(NFT_TABLE) if self._there is not None else {}
+        if self._there is not None and not found:
+            _log.warning("packets: somebody has removed the table %s; it is made anew", TABLE)
+            self._there, self._changed = None, True
+
+        def of(name: str) -> Count:
+            return Count(*found.get(name, (0, 0)), found.get(f"{name}_flows", (0, 0))[0])
+
+        return Counts(
+            {name: of(name).packets for name in REASONS},
+            {number: of(f"s{number}") for number in self._services},
+            {number: of(f"h{number}") for number in self._hosts},
         )
-
-    def _service(self, number: int, where: Address) -> Iterator[str]:
-        vip, port, protocol = where
-        version = ipaddress.ip_address(vip).version
-        ip = "ip" if version == 4 else "ip6"
-        ingress, chain = f"add rule {TABLE} ingress meta pkttype host", f"add rule {TABLE} s{number}"
-        # Of a fragment the port may not be there, and a part of a packet helps nobody.
-        fragment = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
-        yield f"{ingress} {ip} daddr {vip} {fragment} counter name fragment drop"
-        yield f"{ingress} {ip} daddr {vip} {protocol} dport {port} goto s{number}"
-        yield f"{chain} counter name s{number}"
-        yield f"{chain} tcp flags & (syn | ack) == syn counter name s{number}_flows"
-        if any(self._owners[number]):
-            yield self._tables[number]
-
-    def reasons(self) -> Mapping[str, int]:
-        counters = self._counters()
-        return {name: counters.get(name, (0, 0))[0] for name in ("fragment", "unresolved")}
-
-    def service_counts(self, number: int) -> Mapping[str, int]:
-        return self._counts(f"s{number}")
-
-    def host_counts(self, number: int) -> Mapping[str, int]:
-        return self._counts(f"h{number}")
-
-    def _counts(self, name: str) -> Mapping[str, int]:
-        counters = self._counters()
-        packets, size = counters.get(name, (0, 0))
-        return {"packets": packets, "bytes": size, "flows": counters.get(f"{name}_flows", (0, 0))[0]}
-
-    def _counters(self) -> dict[str, tuple[int, int]]:
-        """Packets and bytes by name."""
-        return {} if self._first else nft_counters.read(NFT_TABLE)
 
     def row(self, number: int, client: str, port: int) -> tuple[int, tuple[int, ...]] | None:
         data = ipaddress.ip_address(client).packed + port.to_bytes(2) + b"\0\0"
@@ -217,6 +201,44 @@ class NftForwarder:
     def close(self, *, keep: bool) -> None:
         if not keep and self._section.role == "director":
             nft("delete", "table", *TABLE.split(), check=False)
+
+
+def _to_host(number: int, hop: Hop, found: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+    """Rules of the chain for what goes to a machine."""
+    if hop.mac is None or hop.interface is None or hop.interface not in found:
+        yield "counter name unresolved drop"
+        return
+    yield f"counter name h{number}"
+    yield f"tcp flags & (syn | ack) == syn counter name h{number}_flows"
+    index, mac = found[hop.interface]
+    # The kernel knows the interface by its number; by the comment the rule is another one when that is.
+    way = f'fwd to "{hop.interface}" comment "interface {index}"'
+    yield f"ether daddr set {hop.mac.hex(':')} ether saddr set {mac} {way}"
+
+
+def _to_service(number: int, where: Address) -> Iterator[str]:
+    """Rules for what comes in: is it for a service?"""
+    vip, port, protocol = where
+    four = ":" not in vip
+    to = f"meta pkttype host {'ip' if four else 'ip6'} daddr {vip}"
+    # Of a fragment the port may not be there, and a part of a packet helps nobody.
+    yield f"{to} {'ip frag-off & 0x3fff != 0' if four else 'exthdr frag exists'} counter name fragment drop"
+    yield f"{to} {protocol} dport {port} goto s{number}"
+
+
+def _service(number: int, choice: str) -> Iterator[str]:
+    """Rules of a service's chain."""
+    # What a backend sends on comes from a director that is a backend too, and may come from there for ever:
+    # rules cannot lower the TTL.
+    yield f"ether saddr @b{number} counter name loop drop"
+    yield f"counter name s{number}"
+    yield f"tcp flags & (syn | ack) == syn counter name s{number}_flows"
+    if choice:
+        yield choice
+
+
+class _Late(_core.PacketError):
+    """Whether it was done is not known."""
 
 
 def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str]:
@@ -235,53 +257,8 @@ def nft(*arguments: str, given: str = "", check: bool = True) -> tuple[bool, str
         why = 'engine = "nftables" needs the program nft: install the package nftables'
         raise _core.PacketError(why) from None
     except subprocess.TimeoutExpired:
-        raise _core.PacketError(f"nft has not ended within {PATIENCE:g} s") from None
+        raise _Late(f"nft has not ended within {PATIENCE:g} s") from None
     if check and done.returncode:
         first = next(iter(done.stderr.splitlines()), f"exit code {done.returncode}")
         raise _core.PacketError(f"nft refuses the rules: {first[:300]}")
     return not done.returncode, done.stdout
-
-
-def jhash(data: bytes, seed: int) -> int:
-    """The kernel's ``jhash`` (Jenkins' lookup3) of 1 word or more, as little-endian machines have it."""
-    words = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
-    a = b = c = (0xDEADBEEF + len(data) + seed) & MASK
-    while len(words) > 3:
-        a, b, c = _mix(a + words[0], b + words[1], c + words[2])
-        words = words[3:]
-    one, two, three = [*words, 0, 0][:3]
-    return _last(a + one, b + two, c + three)
-
-
-MASK: Final = 0xFFFF_FFFF
-
-
-def _turned(word: int, bits: int) -> int:
-    word &= MASK
-    return (word << bits | word >> (32 - bits)) & MASK
-
-
-def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
-    a = a - c & MASK ^ _turned(c, 4)
-    c += b
-    b = b - a & MASK ^ _turned(a, 6)
-    a += c
-    c = c - b & MASK ^ _turned(b, 8)
-    b += a
-    a = a - c & MASK ^ _turned(c, 16)
-    c += b
-    b = b - a & MASK ^ _turned(a, 19)
-    a += c
-    c = c - b & MASK ^ _turned(b, 4)
-    b += a
-    return a & MASK, b & MASK, c & MASK
-
-
-def _last(a: int, b: int, c: int) -> int:
-    c = (c ^ b & MASK) - _turned(b, 14) & MASK
-    a = (a & MASK ^ c) - _turned(c, 11) & MASK
-    b = (b & MASK ^ a) - _turned(a, 25) & MASK
-    c = (c ^ b) - _turned(b, 16) & MASK
-    a = (a ^ c) - _turned(c, 4) & MASK
-    b = (b ^ a) - _turned(a, 14) & MASK
-    return (c ^ b) - _turned(b, 24) & MASK

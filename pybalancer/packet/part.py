@@ -50,6 +50,13 @@ class PacketPart:
     async def _close_packets(self) -> None:
         await self._packet.close(keep=self._packets_go_on())
 
+    async def refresh(self) -> None:
+        """Look at what has to be waited for, so that status, metrics and explain are of this moment.
+
+        Mode "packet" has to ask the kernel. Without this they say what was counted a second ago at most.
+        """
+        await self._packet.refresh()
+
     def _packets_go_on(self) -> bool:
         """Whether another process forwards packets when this one has ended."""
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -75,19 +75,19 @@ class PacketStatus:
 class Speed:
     """Packets per second, from counts that are looked at now and then."""
 
-    _before: dict[str, tuple[float, int]] = field(default_factory=dict)
-    _rates: dict[str, float] = field(default_factory=dict)
+    _before: dict[Hashable, tuple[float, int]] = field(default_factory=dict)
+    _rates: dict[Hashable, float] = field(default_factory=dict)
 
-    def observe(self, now: float, counts: Mapping[str, int]) -> None:
+    def observe(self, now: float, counts: Mapping[Hashable, int]) -> None:
         for name, count in counts.items():
             then, before = self._before.get(name, (now, count))
             if now > then:
-                # Fewer than before: the kernel's part is a new one.
-                self._rates[name] = max(0, count - before) / (now - then)
+                # Fewer than before: it was dropped and came again, and has counted since.
+                self._rates[name] = (count - before if count >= before else count) / (now - then)
             self._before[name] = now, count
         for name in self._before.keys() - counts.keys():
             del self._before[name]
             self._rates.pop(name, None)
 
-    def of(self, name: str) -> float:
+    def of(self, name: Hashable) -> float:
         return round(self._rates.get(name, 0.0), 1)

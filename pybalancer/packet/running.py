@@ -89,8 +89,17 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
     known = state.load(directory)
     me = who_am_i(section, wanted, known.histories.values())
     known = leftovers.clear(section, secret, size, known, directory)
+    forwarder = _forwarder(section, secret, size)
+    if forwarder.adopted:
+        if not known.histories:
+            _log.warning(
+                "packets: programs of a process before are here, and what it has written down is not (%s): "
+                "connections may be lost whose backends have changed since they began",
+                directory / state.NAME,
+            )
+        known = replace(known, numbers=known.numbers.as_in(forwarder.hosts()))
     running = Running(
-        _forwarder(section, secret, size),
+        forwarder,
         Arrangement.of(section, wanted, me, known.histories),
         secret,
         size,

@@ -113,6 +113,32 @@ def test_an_upgrade_of_director_and_backend_interrupts_nothing(start: Start) -> 
         until(lambda serving=serving: traces(serving) == "0", "its traces gone")
 
 
+def test_a_process_that_remembers_nothing_takes_the_numbers_of_the_kernel(start: Start) -> None:
+    """By the names of machines b1 would be number 1, which is b2 in the rows that packets go by."""
+    site, fleet, talking = start(directors=1, backends=3, present=2)
+    director = fleet.directors["d1"]
+    b1, b2, b3 = site.backends
+    talk(talking)
+    fleet.plan.backends = [b2, b3]
+    fleet.start_agent(b3, fleet.plan).ready()
+    fleet.apply(fleet.plan)
+    talk(talking)
+    before = {one["address"]: one["number"] for one in director.packet()["machines"]}
+    assert (before[b1.address], before[b2.address], before[b3.address]) == (1, 2, 3)
+    fleet.crash(director)
+    (director.folder / "state" / "packet.json").unlink()
+    director = fleet.start_again(director)
+    director.line("what it has written down is not")
+    # That b1 had connections is forgotten here, and b2 and b3 send on what they have none of.
+    after = {one["address"]: one["number"] for one in director.packet()["machines"]}
+    assert after == {b2.address: 2, b3.address: 3}
+    assert talking.lost(talking.conversations) == []
+    fleet.plan.backends = [b1, b2, b3]
+    fleet.apply(fleet.plan)
+    assert {one.server for one in talking.open(VIP, 40)} == {"b1", "b2", "b3"}
+    assert talking.lost(talking.conversations) == []
+
+
 LISTENER = '[[listeners]]\nname = "public"\nmode = "tcp"\nbind = "127.0.0.1:0"\npool = "web"'
 POOL = '[pools.web]\n[[pools.web.backends]]\nname = "w1"\naddress = "127.0.0.1:9998"'
 

@@ -53,3 +53,24 @@ def test_checks_go_to_the_service_at_each_backend(start: Start) -> None:
     fleet.agents["b2"].machine.off()
     director.line("chat/b2 is down")
     until(lambda: not director.packet()["machines"][1]["takes_new"], "b2 without new flows")
+
+
+def test_after_a_crash_rules_go_on_and_the_next_process_takes_over(start: Start) -> None:
+    _, fleet, talking = start(engine="nftables", directors=1, backends=3)
+    director = fleet.directors["d1"]
+    talking.open(VIP, 30)
+    numbers = {one["address"]: one["number"] for one in director.packet()["machines"]}
+    fleet.crash(director)
+    assert talking.lost(talking.conversations) == []
+    assert {one.server for one in talking.open(VIP, 30)} == {"b1", "b2", "b3"}
+    director = fleet.start_again(director)
+    assert talking.lost(talking.conversations) == []
+    assert {one["address"]: one["number"] for one in director.packet()["machines"]} == numbers
+    talking.open(VIP6, 30)
+    counted = director.packet()
+    assert [one["flows"] for one in counted["services"]] == [0, 30]
+    assert sum(one["flows"] for one in counted["machines"]) == 30
+    assert director.stop() == 0
+    with director.machine.space.inside():
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    assert "pybalancer" not in tables.stdout

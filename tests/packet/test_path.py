@@ -181,7 +181,7 @@ def test_a_crashed_process_is_taken_over(inside: Namespace, pin: str) -> None:
     path = _core.PacketPath("director", secret=SECRET, pin=pin)
     assert path.adopted
     assert path.services() == {3: (VIP, 443, "tcp")}
-    assert path.backends() == [7]
+    assert path.backends() == {7: "10.1.0.7"}
     assert path.interfaces() == {"here": "native"}
     # What it left decides until it is told anew, and then the new one decides from the same maps.
     assert taken_by(path, frame(1)) == 7
@@ -208,7 +208,7 @@ def test_maps_of_another_kind_are_replaced(inside: Namespace, pin: str, change: 
     given: dict[str, Any] = {"secret": SECRET, "size": SIZE, **change}
     path = _core.PacketPath("director", pin=pin, **given)
     assert not path.adopted
-    assert (path.services(), path.backends()) == ({}, [])
+    assert (path.services(), path.backends()) == ({}, {})
     assert path.interfaces() == {"here": "native"}
     assert attached(), "the old program runs until the new one takes its place"
     way(path, 9)
@@ -296,7 +296,7 @@ MISTAKES: list[tuple[str, Any]] = [
     ("cannot have the source", lambda path: path.set_backend(
         1, address="10.0.0.1", mac=None, interface=None, encapsulate=True, source="10.0.0.0/33")),
     ("numbers below 256, not 256", lambda path: path.set_service(256, VIP, 1, "tcp", rows(1, size=251))),
-    ("numbers below 256, not 256", lambda path: path.service_counters(256)),
+    ("numbers below 256, not 256", lambda path: path.slot(256, VIP, 1)),
     ("a port from 1 to 65535", lambda path: path.set_service(0, VIP, 0, "tcp", rows(1, size=251))),
     ("a protocol is tcp or udp", lambda path: path.set_service(0, VIP, 1, "sctp", rows(1, size=251))),
     ("the table has 251 slots", lambda path: path.set_service(0, VIP, 1, "tcp", rows(1, size=16381))),
@@ -407,7 +407,7 @@ def test_who_attaches_last_decides_and_is_found(inside: Namespace, pin: str) -> 
 
     def found() -> list[int]:
         third = _core.PacketPath("director", secret=SECRET, pin=pin)
-        numbers = third.backends() if third.adopted else []
+        numbers = list(third.backends()) if third.adopted else []
         third.close(keep=True)
         return numbers
 

@@ -226,16 +226,17 @@ def test_what_is_counted(place: Namespace) -> None:
                 if packet["role"] == "director" and len(data) >= SHORTEST:
                     path.test_run(data, interface="here")
             ours = services()
+            _, of_services, of_backends = path.counts()
             for key, (number, _) in ours.items():
                 theirs = [
                     packet
                     for packet in PACKETS
                     if packet["role"] == "director" and packet["flow"] and tuple(packet["flow"][2:]) == key
                 ]
-                counted = path.service_counters(number)
-                assert counted["packets"] == len(theirs), key
-                assert counted["bytes"] == sum(len(packet["packet"]) // 2 for packet in theirs), key
-                assert counted["errors"] == sum(
+                packets, size, _, errors = of_services[number]
+                assert packets == len(theirs), key
+                assert size == sum(len(packet["packet"]) // 2 for packet in theirs), key
+                assert errors == sum(
                     " about " in packet["name"] or packet["name"].startswith("ICMP") for packet in theirs
                 ), key
             for way in WORLD["backends"]:
@@ -246,9 +247,9 @@ def test_what_is_counted(place: Namespace) -> None:
                     and packet["verdict"] in {"tx", "redirect"}
                     and packet["after"][:12] == way["mac"]
                 ]
-                counted = path.backend_counters(way["id"])
-                assert counted["packets"] == len(sent), way
-                assert counted["bytes"] == sum(len(packet["packet"]) // 2 for packet in sent), way
-                assert counted["second_hops"] == 0
+                packets, size, _, second_hops = of_backends[way["id"]]
+                assert packets == len(sent), way
+                assert size == sum(len(packet["packet"]) // 2 for packet in sent), way
+                assert second_hops == 0
         finally:
             path.close(keep=False)

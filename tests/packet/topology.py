@@ -23,7 +23,7 @@ class Machine:
     """A host: its namespace, and its interface ``eth0`` on a network behind the router."""
 
     def __init__(self, name: str, net: Net, number: int) -> None:
-        self.name, self.net = name, net
+        self.name, self.net, self.number = name, net, number
         self.space = Namespace()
         self.address, self.address6 = net.address(number), net.address6(number)
         self.port = f"p{net.number}-{number}"
@@ -112,12 +112,23 @@ class Site:
         self._spaces.append(machine.space)
         machine.space.set("ipv4/conf/all/rp_filter", 0)
         machine.space.set("ipv4/conf/default/rp_filter", 0)
-        self._links += net.plug(machine.space, "eth0", machine.port, number)
+        self._plug(machine)
+        return machine
+
+    def _plug(self, machine: Machine) -> None:
+        net = machine.net
+        self._links += net.plug(machine.space, "eth0", machine.port, machine.number)
         machine.space.set("ipv4/conf/eth0/rp_filter", 0)
         machine.space.ip(
             f"route add default via {net.address(ROUTER)}", f"-6 route add default via {net.address6(ROUTER)}"
         )
-        return machine
+
+    def replug(self, machine: Machine) -> None:
+        """The same card and cable, as another interface of its name."""
+        mac = machine.space.mac("eth0")
+        machine.space.ip("link del eth0")
+        self._plug(machine)
+        machine.space.ip(f"link set eth0 address {mac}")
 
     def route_to(self, directors: Iterable[Machine]) -> None:
         """From now on the router spreads over these: as if the others' routes had been withdrawn."""

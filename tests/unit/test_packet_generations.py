@@ -133,3 +133,17 @@ def test_no_two_machines_have_one_number(changes: list[set[str]]) -> None:
 def test_rows_are_made_of_names_weights_and_numbers() -> None:
     numbers = Numbers({member.host: 10 + index for index, member in enumerate(of(*"ab"))})
     assert numbers.rows([of(*"ab"), of("b")]) == [[("a", 1, 10), ("b", 1, 11)], [("b", 1, 11)]]
+
+
+def test_numbers_of_rows_that_packets_go_by_win() -> None:
+    rows = {1: "10.0.0.2", 2: "10.0.0.1", 9: "10.0.0.9"}
+    assert Numbers({}).as_in(rows).by_host == {"10.0.0.2": 1, "10.0.0.1": 2, "10.0.0.9": 9}
+    known = Numbers({"10.0.0.1": 1, "10.0.0.3": 2, "10.0.0.4": 4})
+    assert known.as_in(rows).by_host == {"10.0.0.2": 1, "10.0.0.1": 2, "10.0.0.4": 4, "10.0.0.9": 9}
+    # Who comes new takes no number that a row has.
+    hosts = {f"10.0.0.{n}" for n in range(1, 6)}
+    numbers = known.as_in(rows).among(hosts)
+    assert {numbers[host] for host in ("10.0.0.3", "10.0.0.5")}.isdisjoint({1, 2, 4, 9})
+    assert numbers["10.0.0.2"] == 1
+    # A machine that has two is known by one.
+    assert Numbers({}).as_in({3: "10.0.0.1", 5: "10.0.0.1"}).by_host == {"10.0.0.1": 3}

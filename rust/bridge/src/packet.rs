@@ -19,6 +19,14 @@ use crate::plan::secret_of;
 
 /// A row, as a tuple.
 type Ids = (u16, u16, u16, u16, u16, u16);
+/// Counts, as a tuple: packets, bytes, flows, others.
+type FourCounts = (u64, u64, u64, u64);
+/// By reason, by number of a service, by id of a backend.
+type AllCounts = (
+    HashMap<&'static str, u64>,
+    BTreeMap<u32, FourCounts>,
+    BTreeMap<u16, FourCounts>,
+);
 
 #[pyclass(frozen, module = "pybalancer._core")]
 pub struct PacketRows(Rows);
@@ -214,8 +222,13 @@ impl PacketPath {
         self.with(py, |path| path.drop_backend(id))
     }
 
-    fn backends(&self, py: Python<'_>) -> PyResult<Vec<u16>> {
-        self.with(py, |path| Ok(path.backends()))
+    fn backends(&self, py: Python<'_>) -> PyResult<BTreeMap<u16, String>> {
+        self.with(py, |path| Ok(path.backends())).map(|found| {
+            found
+                .into_iter()
+                .map(|(id, address)| (id, address.to_string()))
+                .collect()
+        })
     }
 
     fn set_me(&self, py: Python<'_>, id: u16) -> PyResult<()> {
@@ -281,18 +294,13 @@ impl PacketPath {
         Ok(found.into_iter().collect())
     }
 
-    fn service_counters(
-        &self,
-        py: Python<'_>,
-        number: u32,
-    ) -> PyResult<BTreeMap<&'static str, u64>> {
-        let found = self.with(py, |path| path.service_counts(number))?;
-        Ok(named(found, "errors"))
-    }
-
-    fn backend_counters(&self, py: Python<'_>, id: u16) -> PyResult<BTreeMap<&'static str, u64>> {
-        let found = self.with(py, |path| path.backend_counts(id))?;
-        Ok(named(found, "second_hops"))
+    fn counts(&self, py: Python<'_>) -> PyResult<AllCounts> {
+        let found = self.with(py, |path| path.counts())?;
+        Ok((
+            found.reasons.into_iter().collect(),
+            in_order(found.services),
+            in_order(found.backends),
+        ))
     }
 
     fn slot(&self, py: Python<'_>, number: u32, address: &str, port: u16) -> PyResult<(u32, Ids)> {
@@ -333,19 +341,12 @@ pub fn packet_support(py: Python<'_>, interface: Option<&str>, checks: bool) -> 
     py.detach(|| support::missing(interface, checks))
 }
 
-fn named(counts: Counts, last: &'static str) -> BTreeMap<&'static str, u64> {
-    let Counts {
-        packets,
-        bytes,
-        flows,
-        others,
-    } = counts;
-    BTreeMap::from([
-        ("packets", packets),
-        ("bytes", bytes),
-        ("flows", flows),
-        (last, others),
-    ])
+fn in_order<K: Ord>(found: BTreeMap<K, Counts>) -> BTreeMap<K, FourCounts> {
+    let in_order = |counts: Counts| (counts.packets, counts.bytes, counts.flows, counts.others);
+    found
+        .into_iter()
+        .map(|(number, counts)| (number, in_order(counts)))
+        .collect()
 }
 
 fn ip(text: &str) -> PyResult<IpAddr> {

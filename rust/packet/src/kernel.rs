@@ -1,5 +1,6 @@
 //! What is shared with the programs: maps, two of them as memory, and the grace between changes.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -147,10 +148,24 @@ impl Kernel {
 
     /// Whether a backend has a way.
     pub fn knows(&self, id: u16) -> bool {
-        let at = usize::from(id) * BACKEND_WORDS;
-        let live = word(&self.backends, at) as usize & 1;
         // Its flags, behind two MACs and the interface.
-        word(&self.backends, at + 2 + live * HOP_WORDS + 4) & 1 == 1
+        word(&self.backends, self.live_hop(id) + 4) & 1 == 1
+    }
+
+    /// The address of a backend that has a way.
+    pub fn address(&self, id: u16) -> Option<IpAddr> {
+        let at = self.live_hop(id) + 5;
+        let mut bytes = [0; 16];
+        for (four, index) in bytes.chunks_exact_mut(4).zip(at..) {
+            four.copy_from_slice(&word(&self.backends, index).to_ne_bytes());
+        }
+        self.knows(id).then(|| layout::address_of(bytes))
+    }
+
+    /// The word where the hop begins that packets to a backend take.
+    fn live_hop(&self, id: u16) -> usize {
+        let at = usize::from(id) * BACKEND_WORDS;
+        at + 2 + (word(&self.backends, at) as usize & 1) * HOP_WORDS
     }
 
     /// Set a backend's way; nothing happens if that is what it was.

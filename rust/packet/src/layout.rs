@@ -98,6 +98,11 @@ pub fn address_bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
+/// The address that lies so in maps.
+pub fn address_of(bytes: [u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+}
+
 /// The beginning of `struct settings`: SipHash's state after the key, and the number of slots.
 pub fn settings(secret: &Secret, size: u32) -> [u8; 36] {
     let mut bytes = [0; 36];
@@ -180,8 +185,7 @@ pub fn service_of(key: &[u8]) -> Option<(IpAddr, u16, Protocol)> {
         17 => Protocol::Udp,
         _ => return None,
     };
-    let address = IpAddr::V6(Ipv6Addr::from(*address)).to_canonical();
-    Some((address, u16::from_be_bytes(*port), protocol))
+    Some((address_of(*address), u16::from_be_bytes(*port), protocol))
 }
 
 /// A network as a key of `trusted`, where addresses of IPv4 are mapped ones: bits that count, address with no others.

@@ -14,7 +14,7 @@ use crate::layout::{HOP_WORDS, Hop, LAYOUT, MAX_ID, REASONS};
 use crate::loader::{self, Maps};
 use crate::object;
 use crate::pins::Pins;
-use crate::services::{Key, Services, check_number};
+use crate::services::{Key, Services};
 use crate::sys;
 use crate::trusted::{self, Network};
 
@@ -47,6 +47,17 @@ pub struct Counts {
     pub flows: u64,
     /// Of a backend: second hops to it. Of a service: ICMP errors.
     pub others: u64,
+}
+
+/// All that was counted, up to one moment or nearly.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Packets by reason, since the maps were made.
+    pub reasons: Vec<(&'static str, u64)>,
+    /// Of services, by number.
+    pub services: BTreeMap<u32, Counts>,
+    /// Of backends, by id.
+    pub backends: BTreeMap<u16, Counts>,
 }
 
 /// Programs and maps of one role.
@@ -194,9 +205,11 @@ impl PacketPath {
         .map_err(refused("clear the counts of a backend"))
     }
 
-    /// Backends that are known.
-    pub fn backends(&self) -> Vec<u16> {
-        (1..=MAX_ID).filter(|id| self.kernel.knows(*id)).collect()
+    /// Backends that are known, and where they are; after a take-over those of the process before.
+    pub fn backends(&self) -> BTreeMap<u16, IpAddr> {
+        (1..=MAX_ID)
+            .filter_map(|id| Some((id, self.kernel.address(id)?)))
+            .collect()
     }
 
     /// Which backend this host is.
@@ -244,18 +257,24 @@ impl PacketPath {
             .collect()
     }
 
-    /// Counts of a service.
-    pub fn service_counts(&self, number: u32) -> Result<Counts, PacketError> {
-        check_number(number)?;
-        let map = self.kernel.maps.of_services.as_fd();
-        self.kernel.sums(map, number).map(Counts::from)
-    }
-
-    /// Counts of a backend.
-    pub fn backend_counts(&self, id: u16) -> Result<Counts, PacketError> {
-        check_id(id)?;
-        let map = self.kernel.maps.of_backends.as_fd();
-        self.kernel.sums(map, u32::from(id)).map(Counts::from)
+    /// Reasons, and the counts of all services and backends that are there.
+    pub fn counts(&self) -> Result<Tally, PacketError> {
+        let maps = &self.kernel.maps;
+        let of = |map, number| self.kernel.sums(map, number).map(Counts::from);
+        let (of_services, of_backends) = (maps.of_services.as_fd(), maps.of_backends.as_fd());
+        Ok(Tally {
+            reasons: self.counters()?,
+            services: self
+                .services
+                .keys()
+                .into_keys()
+                .map(|number| Ok((number, of(of_services, number)?)))
+                .collect::<Result<_, PacketError>>()?,
+            backends: (1..=MAX_ID)
+                .filter(|id| self.kernel.knows(*id))
+                .map(|id| Ok((id, of(of_backends, u32::from(id))?)))
+                .collect::<Result<_, PacketError>>()?,
+        })
     }
 
     /// Slot and row of a client, as they are in the kernel.
