@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pybalancer._core import PacketRows
 from pybalancer.packet.generations import Generation, History, Member, Numbers, generation
 from tests.model import maglev
 from tests.model.packet import MOST_HOPS, after
@@ -50,8 +49,7 @@ class Machine:
         if self.number:
             self.history = self.history.joined_by(host, newest)
         self.history = self.history.with_(newest)
-        sets = self.history.seen_by(host) if self.number else self.history.generations
-        self.row = PacketRows(NUMBERS.rows(sets), secret=SECRET, size=SIZE).row
+        self.row = NUMBERS.rows(self.history.seen_by(host if self.number else None), SECRET, SIZE).row
 
 
 def finds(director: Machine, agents: dict[int, Machine], slot: int, owner: int) -> bool:

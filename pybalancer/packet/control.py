@@ -143,13 +143,10 @@ class PacketControl:
         former = {service.name: running.state.histories.get(service.name, History()) for service in wanted}
         me = me_of(running, section, wanted, former)
         if me is not None:
-            former = {one.name: former[one.name].joined_by(me, one.newest) for one in wanted}
+            former = {one.name: former[one.name].joined_by(me, one.all) for one in wanted}
         histories = {one.name: former[one.name].with_(one.newest) for one in wanted}
-        generations = {
-            name: history.seen_by(me) if me is not None else history.generations
-            for name, history in histories.items()
-        }
-        hosts = {member.host for sets in generations.values() for each in sets for member in each}
+        known = {name: history.seen_by(me) for name, history in histories.items()}
+        hosts = set[str]().union(*(each.hosts for each in known.values()))
         hosts |= {me} if me is not None else set()
         # Of those that rows still name, too.
         numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
@@ -164,8 +161,8 @@ class PacketControl:
         if me is not None:
             forwarder.set_me(numbers[me])
         for service in wanted:
-            number, table = numbered[service.name], Table.of(generations[service.name], numbers)
-            if not table.generations:
+            number, table = numbered[service.name], Table.of(known[service.name], numbers)
+            if not table.known.generations:
                 raise PybalancerError(
                     f"no backend of pool {service.pool} may take packets: all have weight 0"
                 )

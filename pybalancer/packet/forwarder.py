@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pybalancer import _core
-from pybalancer.packet.generations import Generation, Numbers
+from pybalancer.packet.generations import Known, Numbers
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
@@ -22,14 +22,17 @@ Address = tuple[str, int, Literal["tcp", "udp"]]
 class Table:
     """Whom a service's packets go to. Two that are equal need not be made twice."""
 
-    generations: tuple[Generation, ...]
+    known: Known
     hosts: tuple[tuple[str, int], ...]
     """The numbers of the machines in them."""
 
     @staticmethod
-    def of(generations: Sequence[Generation], numbers: Numbers) -> Table:
-        hosts = {member.host for each in generations for member in each}
-        return Table(tuple(generations), tuple(sorted((host, numbers[host]) for host in hosts)))
+    def of(known: Known, numbers: Numbers) -> Table:
+        return Table(known, tuple(sorted((host, numbers[host]) for host in known.hosts)))
+
+    def rows(self, secret: bytes, size: int) -> _core.PacketRows:
+        """What the kernel gets. Raises ``_core.PlanError``."""
+        return Numbers(dict(self.hosts)).rows(self.known, secret, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,7 @@ class XdpForwarder:
         self._path.set_me(number)
 
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
-        numbers = Numbers(dict(table.hosts))
-        rows = _core.PacketRows(numbers.rows(table.generations), secret=self._secret, size=self._size)
+        rows = table.rows(self._secret, self._size)
         self._path.set_service(number, *where, rows, mtu=self._section.mtu)
         return Digests(rows.owners_digest, rows.digest, rows.moved())
 
