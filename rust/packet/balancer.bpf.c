@@ -479,19 +479,19 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
 }
 
 // Who may have a connection that `me` has not: the next one behind `me` in the row, who owned the slot before,
-// and round. Hosts that have seen other changes have other rows, so a packet may come back; hence after each
-// four hops the one further on. Without hops it comes from a director that takes `me` for the owner: if the row names
-// another one, that knows more. 0 if there is nobody else, ENOUGH if they must have been asked by now.
+// and round. Rows differ, so a packet may come back: hence after some hops the one further on, first at the owner,
+// who sees it most often. Without hops it is from a director that takes `me` for the owner, and if the row names
+// another one, that knows more. 0: there is nobody else; ENOUGH: they have been asked.
 INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
-    u32 others = 0, begin = 1, owner = entry & ID;
+    u32 others = 0, begin = 1, period = 6, owner = entry & ID;
     for (u32 place = 0; place < WIDTH; place++) {
         u32 id = entry >> (10 * place) & ID;
-        if (id == me) begin = place + 1;
+        if (id == me) { begin = place + 1; period = place ? 4 : 2; }
         else if (id) others++;
     }
     if (hops > 2 * others || hops >= MOST_HOPS) return others ? ENOUGH : 0;
     if (!hops && owner && owner != me) return owner;
-    u32 skip = others ? hops / 4 % others : 0;
+    u32 skip = others ? hops / period % others : 0;
     for (u32 step = 0; step < WIDTH; step++) {
         u32 id = entry >> (10 * ((begin + step) % WIDTH)) & ID;
         if (id && id != me && !skip--) return id;

@@ -194,16 +194,17 @@ fn suppose(
     let table = Table::build(secret, &active, size).map_err(RowsError::Table)?;
     let orders = reach(secret, &active, size);
     for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
+        let here = order.iter().position(|index| id(index) == Some(joined.me));
         if id(owner) == Some(joined.me) {
-            order
-                .iter()
-                .filter_map(id)
-                .for_each(|id| put(row, joined.me, id));
-        } else if let Some(here) = order.iter().position(|index| id(index) == Some(joined.me)) {
-            // Who has come with this one may ask it, and it knows no more than whose turn is next.
+            for id in order.iter().filter_map(id).filter(|id| *id != joined.me) {
+                put(row, id);
+            }
+        } else if let (Some(here), [_, 0, ..]) = (here, &row) {
+            // An owner that has come with this one may ask it, and it knows no more than whose turn is next.
             let mut behind = order.iter().skip(here + 1).filter_map(id);
             if let Some(id) = behind.find(|id| !row.contains(id)) {
-                put(row, joined.me, id);
+                put(row, joined.me);
+                put(row, id);
             }
         }
     }
@@ -213,10 +214,9 @@ fn suppose(
         let orders = reach(secret, &idle, size);
         for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
             if id(owner) == Some(joined.me) {
-                order
-                    .iter()
-                    .filter_map(id)
-                    .for_each(|id| put(row, joined.me, id));
+                for id in order.iter().filter_map(id) {
+                    put(row, id);
+                }
             }
         }
     }
@@ -229,10 +229,9 @@ fn suppose(
     Ok(hasher.finish128().as_u128())
 }
 
-/// At the first free place behind the owner's, unless it is there, or `me`.
-fn put(row: &mut [u16; WIDTH], me: u16, id: u16) {
-    if id != me
-        && !row.contains(&id)
+/// At the first free place behind the owner's, unless it is there.
+fn put(row: &mut [u16; WIDTH], id: u16) {
+    if !row.contains(&id)
         && let Some(place) = row.iter_mut().skip(1).find(|place| **place == 0)
     {
         *place = id;
