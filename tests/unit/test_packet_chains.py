@@ -6,13 +6,13 @@ every one that has begun must be found by way of every director.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping
 
 import pytest
 
-from pybalancer._core import PacketRows
-from pybalancer.packet.generations import History, Member, Numbers, generation
+from pybalancer.packet.generations import History, Known, Member, Numbers, generation
 from tests.model.packet import MOST_HOPS, after
 
 SIZE, SECRET = 1021, bytes(range(16))
@@ -20,6 +20,12 @@ NAMES = "abcdefgh"
 NUMBERS = Numbers({f"host {name}": number for number, name in enumerate(NAMES, 1)})
 
 Weights = Mapping[str, int]
+
+
+@functools.cache
+def rows_of(known: Known) -> list[tuple[int, ...]]:
+    rows = NUMBERS.rows(known, SECRET, SIZE)
+    return [rows.row(slot) for slot in range(SIZE)]
 
 
 class Host:
@@ -31,13 +37,11 @@ class Host:
         self.rows: list[tuple[int, ...]] = []
 
     def apply(self, weights: Weights) -> None:
-        newest = generation([Member(name, weight, f"host {name}") for name, weight in weights.items()])
+        members = [Member(name, weight, f"host {name}") for name, weight in weights.items()]
         if self.me is not None:
-            self.history = self.history.joined_by(self.me, newest)
-        self.history = self.history.with_(newest)
-        sets = self.history.seen_by(self.me) if self.me is not None else self.history.generations
-        rows = PacketRows(NUMBERS.rows(sets), secret=SECRET, size=SIZE)
-        self.rows = [rows.row(slot) for slot in range(SIZE)]
+            self.history = self.history.joined_by(self.me, members)
+        self.history = self.history.with_(generation(members))
+        self.rows = rows_of(self.history.seen_by(self.me))
 
 
 class Site:
