@@ -489,9 +489,10 @@ INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
         if (id == me) { begin = place + 1; period = place ? 4 : 2; }
         else if (id) others++;
     }
-    if (hops > 2 * others || hops >= MOST_HOPS) return others ? ENOUGH : 0;
+    if (!others) return 0;
+    if (hops + 1 >= 4 * others || hops >= MOST_HOPS) return ENOUGH;
     if (!hops && owner && owner != me) return owner;
-    u32 skip = others ? hops / period % others : 0;
+    u32 skip = hops / period % others;
     for (u32 step = 0; step < WIDTH; step++) {
         u32 id = entry >> (10 * ((begin + step) % WIDTH)) & ID;
         if (id && id != me && !skip--) return id;

@@ -254,7 +254,7 @@ def after(row: tuple[int, ...], me: int, hops: int) -> int:
     """
     mine, period = (row.index(me), 4) if me in row else (0, 6)
     others = [backend for backend in (*row[mine + 1 :], *row[: mine + 1]) if backend not in {0, me}]
-    if not others or hops > min(2 * len(others), MOST_HOPS - 1):
+    if not others or hops >= min(4 * len(others) - 1, MOST_HOPS):
         return 0
     if hops == 0 and row[0] in others:
         return row[0]

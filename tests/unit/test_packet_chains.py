@@ -149,3 +149,69 @@ def test_without_second_hops_they_would_be_lost() -> None:
     for director in site.directors:
         director.apply({**site.weights, "a": 0})
     assert site.lost() > 100
+
+
+def stray(site: Site, slot: int) -> int:
+    """Hops of a packet that nobody has a socket for."""
+    here, hops = site.directors[0].rows[slot][0], 0
+    while there := after(site.agents[NAMES[here - 1]].rows[slot], here, hops):
+        here, hops = there, hops + 1
+    return hops
+
+
+def told(site: Site) -> None:
+    """As if all had been there from the beginning: nobody supposes anything."""
+    for agent in site.agents.values():
+        agent.history = History(agent.history.generations)
+        agent.apply(site.weights)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_nobody_has_makes_few_hops(seed: int) -> None:
+    site = Site(seed, "abcdefgh")
+    assert {stray(site, slot) for slot in range(SIZE)} <= set(range(8))
+    told(site)
+    assert max(stray(site, slot) for slot in range(SIZE)) == 3
+    # One is drained: most rows have two entries, and some three.
+    site.change({**site.weights, "c": 0}, agents_first=True, opening=0)
+    hops = [stray(site, slot) for slot in range(SIZE)]
+    assert sum(each <= 3 for each in hops) > 0.8 * SIZE
+    assert max(hops) <= 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("agents_first", [True, False])
+def test_several_join_in_one_change_and_nothing_is_lost(seed: int, agents_first: bool) -> None:
+    site = Site(seed, "abcdef")
+    site.open(300)
+    assert site.change({**site.weights, "g": 1, "h": 1}, agents_first=agents_first, opening=0) == 0
+    site.open(100)
+    # Newcomers restart, with what they have written down.
+    for name in "gh":
+        again = Host(name, agent=True)
+        before = site.agents[name].history
+        again.history = History.from_json(before.to_json(), before.joined_to_json())
+        again.apply(site.weights)
+        site.agents[name] = again
+    assert site.lost() == 0
+    assert site.change({**site.weights, "a": 0}, agents_first=agents_first, opening=0) == 0
+
+
+def test_without_supposing_newcomers_would_lose_some() -> None:
+    site = Site(1, "abcdef")
+    site.open(1000)
+    site.change({**site.weights, "g": 1, "h": 1}, agents_first=True, opening=0)
+    assert site.lost() == 0
+    told(site)
+    assert site.lost() > 0
+
+
+def test_an_agent_that_has_lost_its_memory_supposes_again() -> None:
+    site = Site(2, "abcdef")
+    told(site)
+    site.open(300)
+    assert site.change({**site.weights, "g": 1, "h": 1}, agents_first=True, opening=0) == 0
+    for name in site.agents:
+        site.agents[name] = Host(name, agent=True)
+        site.agents[name].apply(site.weights)
+    assert site.lost() <= 2
