@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pybalancer.packet.generations import Generation, History, Member, Numbers, generation
 from tests.model import maglev
@@ -72,7 +72,7 @@ def simulate(connections: int, seed: int) -> list[Broken]:
     found = run(steps(1), connections, seed)
     at_once = run(steps(max(STEPS)), connections, seed)[-1]
     *others, ours = found
-    all_at_once = Broken(f"{at_once.way}, all at once", at_once.connections, at_once.broken)
+    all_at_once = replace(at_once, way=f"{at_once.way}, all at once")
     return [*others, all_at_once, ours]
 
 

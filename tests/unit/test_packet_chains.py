@@ -169,9 +169,11 @@ def told(site: Site) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_what_nobody_has_makes_few_hops(seed: int) -> None:
     site = Site(seed, "abcdefgh")
-    assert {stray(site, slot) for slot in range(SIZE)} <= set(range(8))
+    assert max(stray(site, slot) for slot in range(SIZE)) <= 8
     told(site)
-    assert max(stray(site, slot) for slot in range(SIZE)) == 3
+    hops = [stray(site, slot) for slot in range(SIZE)]
+    assert sum(each <= 3 for each in hops) > 0.95 * SIZE
+    assert max(hops) <= 7
     # One is drained: most rows have two entries, and some three.
     site.change({**site.weights, "c": 0}, agents_first=True, opening=0)
     hops = [stray(site, slot) for slot in range(SIZE)]
@@ -206,12 +208,14 @@ def test_without_supposing_newcomers_would_lose_some() -> None:
     assert site.lost() > 0
 
 
-def test_an_agent_that_has_lost_its_memory_supposes_again() -> None:
+def test_agents_that_have_lost_their_memory_suppose_again() -> None:
     site = Site(2, "abcdef")
-    told(site)
-    site.open(300)
+    site.open(1000)
     assert site.change({**site.weights, "g": 1, "h": 1}, agents_first=True, opening=0) == 0
     for name in site.agents:
         site.agents[name] = Host(name, agent=True)
         site.agents[name].apply(site.weights)
-    assert site.lost() <= 2
+    supposing = site.lost()
+    told(site)
+    # Not all: where a table and an order differ, there is nobody left who knows better.
+    assert supposing * 4 < site.lost()

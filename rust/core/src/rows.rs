@@ -359,6 +359,56 @@ mod tests {
     }
 
     #[test]
+    fn who_has_joined_supposes_of_its_own_slots_who_had_them() {
+        let names = names();
+        let all: Vec<(usize, u32)> = (0..12).map(|index| (index, 1)).collect();
+        let (members, me) = (set(&names, &all), 5);
+        let without: Vec<Member> = members.iter().copied().filter(|one| one.2 != me).collect();
+        let joined = Some(Joined {
+            members: &members,
+            me,
+        });
+        let build = |joined| Rows::build(&secret(), &[&members, &without], joined, SIZE).unwrap();
+        let (told, supposed) = (build(None), build(joined));
+        assert_eq!(told.owners(), supposed.owners());
+        assert_ne!(told.digest(), supposed.digest());
+        let mut asked = 0;
+        for (told, row) in told.rows().iter().zip(supposed.rows()) {
+            // What was told comes first.
+            assert!(
+                told.iter()
+                    .zip(row)
+                    .all(|(told, id)| *told == 0 || told == id)
+            );
+            if row[0] == me {
+                assert!(row.iter().all(|id| *id != 0));
+            } else if told[1] == 0 && row[1] != 0 {
+                asked += 1;
+                assert_eq!((row[1], row[3]), (me, 0));
+                assert!(row[2] != 0 && row[2] != row[0]);
+            } else {
+                assert_eq!(told, row);
+            }
+        }
+        assert!(asked > SIZE / 4);
+    }
+
+    #[test]
+    fn those_without_weight_are_supposed_last() {
+        let names = names();
+        let newest = set(&names, &[(0, 1), (1, 1)]);
+        let members = set(&names, &[(0, 1), (1, 1), (2, 0), (3, 0)]);
+        let joined = Some(Joined {
+            members: &members,
+            me: 1,
+        });
+        let rows = Rows::build(&secret(), &[&newest], joined, SIZE).unwrap();
+        for row in rows.rows().iter().filter(|row| row[0] == 1) {
+            assert!(matches!(row, [1, 2, 3, 4, 0, 0] | [1, 2, 4, 3, 0, 0]));
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let build = |generations: &[&[Member]]| {
             Rows::build(&secret(), generations, None, SIZE).unwrap_err()
@@ -368,6 +418,14 @@ mod tests {
         assert_eq!(build(&many), RowsError::Generations(MAX_GENERATIONS + 1));
         assert_eq!(build(&[&[("a", 1, 0)]]), RowsError::Id(0));
         assert_eq!(build(&[&[("a", 1, 1024)]]), RowsError::Id(1024));
+        let joined = Some(Joined {
+            members: &[("a", 1, 0)],
+            me: 1,
+        });
+        assert_eq!(
+            Rows::build(&secret(), &[&[]], joined, SIZE).unwrap_err(),
+            RowsError::Id(0)
+        );
         assert_eq!(
             build(&[&[("a", 1, 1), ("a", 1, 1)]]),
             RowsError::Table(TableError::DuplicateName)
