@@ -30,7 +30,7 @@ def part_replaced(text: str, heading: str, part: str) -> str:
     first = part.split("\n", 1)[0]
     before, _, rest = own.partition(f"{first}\n")
     _, mark, behind = rest.partition("\n### ")
-    return text.replace(own, before + part.rstrip("\n") + "\n" + (mark + behind if mark else "\n"))
+    return text.replace(own, before + part.rstrip("\n") + "\n" + mark + behind)
 
 
 def write(section: str) -> None:

@@ -5,7 +5,8 @@
     python -m bench.packet --rounds 3 --repeat 10000 --connections 1200
     python -m bench.packet --simulation          connections that break, only
 
-Needs root (programs for the kernel, a network namespace), but for the simulation. Nothing is gated: figures are told as they are.
+Needs root (programs for the kernel, a network namespace), but for the simulation. Nothing is gated: figures
+are told as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from bench.packet import broken, costs, tables
 from bench.packet.report import HEADING, broken_section, report
 from bench.sections import RESULTS, part_replaced, write
+from bench.wire.__main__ import versions
 from pybalancer._core import packet_support
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.simulation:
         lost = broken.simulate(options.connections, options.seed)
-        section = "\n".join(broken_section(lost))
+        section = "\n".join([*broken_section(lost), *versions()[:1]])
         print(section)
         if options.write:
             RESULTS.write_text(part_replaced(RESULTS.read_text(), HEADING, section))

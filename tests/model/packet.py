@@ -247,10 +247,10 @@ def strip(frame: bytes, flow: Flow) -> bytes:
 def after(row: tuple[int, ...], me: int, hops: int) -> int:
     """Who is asked next; 0 if nobody is, since there is nobody else, or all have been asked.
 
-    The one behind in the row, and round; after each two hops at the owner, each four at another one of the row, the
-    one further on. Who is not in its row goes on behind the owner, and after six hops further on. A packet
-    without hops comes from a director that takes this host for the owner: if the row names another, that one is
-    asked first.
+    The one behind in the row, and round; after each two hops at the owner, each four at another one of the
+    row, the one further on. Who is not in its row goes on behind the owner, and after six hops further on. A
+    packet without hops comes from a director that takes this host for the owner: if the row names another,
+    that one is asked first.
     """
     mine, period = (row.index(me), 4) if me in row else (0, 6)
     others = [backend for backend in (*row[mine + 1 :], *row[: mine + 1]) if backend not in {0, me}]

@@ -156,7 +156,7 @@ def test_three_backends_join_in_one_reload_and_no_connection_is_lost(
     site, fleet, talking = start(forward, backends=6, present=3)
     open_both(talking, 240)
     fleet.plan.backends = list(site.backends)
-    # Those that were there hear of the new ones before, between and after the beginning of these; directors last.
+    # Those that were there hear of the new ones before and after these begin; directors hear last.
     order = [*fleet.agents.values(), *site.backends[3:]]
     dice.shuffle(order)
     for one in [*order, *fleet.directors.values()]:
@@ -201,6 +201,4 @@ def counted(fleet: Fleet) -> tuple[int, int]:
     """Second hops, and what was left to the stack, which has no connection either."""
     reasons = [serving.packet()["reasons"] for serving in fleet.agents.values()]
     hops = sum(each.get("second_hop", 0) for each in reasons)
-    return hops, sum(
-        each.get("delivered_unclaimed", 0) + each.get("delivered_hops", 0) for each in reasons
-    )
+    return hops, sum(each.get("delivered_unclaimed", 0) + each.get("delivered_hops", 0) for each in reasons)

@@ -17,6 +17,8 @@ use pyo3::prelude::*;
 use crate::error::{packet_error, plan_error};
 use crate::plan::secret_of;
 
+/// Backends by name, weight and id.
+type Members = Vec<(String, u32, u16)>;
 /// A row, as a tuple.
 type Ids = (u16, u16, u16, u16, u16, u16);
 
@@ -29,8 +31,8 @@ impl PacketRows {
     #[pyo3(signature = (generations, *, joined=None, secret, size=65537))]
     fn new(
         py: Python<'_>,
-        generations: Vec<Vec<(String, u32, u16)>>,
-        joined: Option<(u16, Vec<(String, u32, u16)>)>,
+        generations: Vec<Members>,
+        joined: Option<(u16, Members)>,
         secret: &[u8],
         size: u32,
     ) -> PyResult<PacketRows> {
