@@ -535,8 +535,8 @@ class PacketRows:
 
     ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 16 of them; ids are this
     host's own, from 1 to 1023. ``joined`` is of a backend that was told of nothing before it began: its id,
-    and all among which it began; behind the owners that it knows, rows then name those whom it supposes. Tables
-    are keyed by ``secret`` as those of pools are. PlanError for what contradicts itself.
+    and all among which it began; behind the owners that it knows, rows then name those whom it supposes.
+    Tables are keyed by ``secret`` as those of pools are. PlanError for what contradicts itself.
     """
 
     def __new__(

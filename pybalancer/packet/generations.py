@@ -66,8 +66,8 @@ class History:
 
     generations: tuple[Generation, ...] = ()
     joined: tuple[Member, ...] = ()
-    """Of a backend that had no history: all among which it began, those of weight 0 too. It may have come with
-    any of them, so which set was there before can only be supposed."""
+    """Of a backend that had no history: all among which it began, those of weight 0 too. It may have come
+    with any of them, so which set was there before can only be supposed."""
 
     def with_(self, newest: Generation) -> History:
         """From now on new flows go to ``newest``. An empty one changes nothing: there is nobody better."""
@@ -77,7 +77,7 @@ class History:
         return replace(self, generations=(newest, *kept)[:MOST_GENERATIONS])
 
     def joined_by(self, host: str, members: Collection[Member]) -> History:
-        """Where nothing is known: a backend that begins has just come to ``members``, or with some of them."""
+        """Where nothing is known: a backend that begins has come to ``members``, or with some of them."""
         if self.generations or not any(member.host != host for member in members):
             return self
         return History(joined=tuple(sorted(members)))

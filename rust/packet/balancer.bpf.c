@@ -478,19 +478,16 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
     return found;
 }
 
-// Who may have a connection that `me` has not: the next one behind `me` in the row, who owned the slot before,
-// and round. Rows differ, so a packet may come back: hence after some hops the one further on, first at the owner,
-// who sees it most often. Without hops it is from a director that takes `me` for the owner, and if the row names
-// another one, that knows more. 0: there is nobody else; ENOUGH: they have been asked.
+// Who may have a connection that `me` has not: the one behind `me` in the row, and round; as rows differ and a packet
+// may come back, after some hops the one further on. Without hops it is from a director that takes `me` for the owner:
+// if the row names another, that one. 0: there is nobody else; ENOUGH: they have been asked.
 INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
     u32 others = 0, begin = 1, period = 6, owner = entry & ID;
     for (u32 place = 0; place < WIDTH; place++) {
         u32 id = entry >> (10 * place) & ID;
-        if (id == me) { begin = place + 1; period = place ? 4 : 2; }
-        else if (id) others++;
+        if (id == me) { begin = place + 1; period = place ? 4 : 2; } else others += id != 0;
     }
-    if (!others) return 0;
-    if (hops + 1 >= 4 * others || hops >= MOST_HOPS) return ENOUGH;
+    if (hops + 1 >= 4 * others || hops >= MOST_HOPS) return others ? ENOUGH : 0;
     if (!hops && owner && owner != me) return owner;
     u32 skip = hops / period % others;
     for (u32 step = 0; step < WIDTH; step++) {
