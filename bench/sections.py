@@ -24,6 +24,15 @@ def replaced(text: str, section: str) -> str:
     return "\n".join(kept)
 
 
+def part_replaced(text: str, heading: str, part: str) -> str:
+    """``text`` with ``part`` in place of the part of the section ``heading`` that has its heading."""
+    own = next(each for each in _SECOND.split(text) if each.startswith(f"{heading}\n"))
+    first = part.split("\n", 1)[0]
+    before, _, rest = own.partition(f"{first}\n")
+    _, mark, behind = rest.partition("\n### ")
+    return text.replace(own, before + part.rstrip("\n") + "\n" + mark + behind)
+
+
 def write(section: str) -> None:
     RESULTS.write_text(replaced(RESULTS.read_text() if RESULTS.exists() else "", section))
 

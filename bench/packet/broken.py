@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pybalancer._core import PacketRows
 from pybalancer.packet.generations import Generation, History, Member, Numbers, generation
 from tests.model import maglev
 from tests.model.packet import MOST_HOPS, after
@@ -50,8 +49,7 @@ class Machine:
         if self.number:
             self.history = self.history.joined_by(host, newest)
         self.history = self.history.with_(newest)
-        sets = self.history.seen_by(host) if self.number else self.history.generations
-        self.row = PacketRows(NUMBERS.rows(sets), secret=SECRET, size=SIZE).row
+        self.row = NUMBERS.rows(self.history.seen_by(host if self.number else None), SECRET, SIZE).row
 
 
 def finds(director: Machine, agents: dict[int, Machine], slot: int, owner: int) -> bool:
@@ -74,7 +72,7 @@ def simulate(connections: int, seed: int) -> list[Broken]:
     found = run(steps(1), connections, seed)
     at_once = run(steps(max(STEPS)), connections, seed)[-1]
     *others, ours = found
-    all_at_once = Broken(f"{at_once.way}, all at once", at_once.connections, at_once.broken)
+    all_at_once = replace(at_once, way=f"{at_once.way}, all at once")
     return [*others, all_at_once, ours]
 
 

@@ -83,6 +83,10 @@ def broken(found: list[Broken]) -> list[str]:
     ]
 
 
+def broken_section(lost: list[Broken]) -> list[str]:
+    return ["### Broken connections", "", *broken(lost)]
+
+
 def report(costs: list[Cost], found: list[Change], lost: list[Broken], rounds: int, repeat: int) -> str:
     prose = PROSE.format(
         repeat=repeat,
@@ -96,5 +100,5 @@ def report(costs: list[Cost], found: list[Change], lost: list[Broken], rounds: i
     lines = [HEADING, "", *prose.splitlines(), "", *versions()[:2], f"- {rounds} rounds", ""]
     lines += ["### A packet", "", *packets(costs)]
     lines += ["### A change", "", *changes(found)]
-    lines += ["### Broken connections", "", *broken(lost)]
+    lines += broken_section(lost)
     return "\n".join(lines)

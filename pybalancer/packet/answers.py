@@ -77,7 +77,7 @@ def _service(running: Running, number: int, service: Service, counting: Counting
         pool=service.pool,
         digest=digests.owners,
         history_digest=digests.rows,
-        generations=len(running.tables[number].generations),
+        generations=len(running.tables[number].known.generations),
         moved_slots=digests.moved,
         packets=counted.packets,
         bytes=counted.bytes,
@@ -116,7 +116,7 @@ def names(running: Running) -> dict[str, list[str]]:
             if member.name not in called:
                 called.append(member.name)
     for history in running.state.histories.values():
-        for each in history.generations:
+        for each in (*history.generations, history.joined):
             for member in each:
                 found.setdefault(member.host, [member.name])
     return found

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pybalancer.packet.generations import Generation, History
+from pybalancer.packet.generations import History, Known
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
@@ -23,8 +23,8 @@ class Arrangement:
     """Of a backend: the host that rows know it by."""
     histories: Mapping[str, History]
     """By service, as they are remembered."""
-    generations: Mapping[str, tuple[Generation, ...]]
-    """By service, as rows are made of them."""
+    known: Mapping[str, Known]
+    """By service, what rows are made of."""
 
     @staticmethod
     def of(
@@ -35,9 +35,9 @@ class Arrangement:
         for service in services:
             former = known.get(service.name, History())
             if me is not None:
-                former = former.joined_by(me, service.newest)
+                former = former.joined_by(me, service.all)
             histories[service.name] = former.with_(service.newest)
-        return Arrangement(section, tuple(services), me, histories, _generations(histories, me))
+        return Arrangement(section, tuple(services), me, histories, _known(histories, me))
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
@@ -45,12 +45,12 @@ class Arrangement:
             name: tried.histories[name].with_(history.newest) if name in tried.histories else history
             for name, history in self.histories.items()
         }
-        return Arrangement(self.section, self.services, self.me, histories, _generations(histories, self.me))
+        return Arrangement(self.section, self.services, self.me, histories, _known(histories, self.me))
 
     @property
     def hosts(self) -> set[str]:
         """Every machine that a packet may have to go to, this one among them."""
-        found = {member.host for sets in self.generations.values() for each in sets for member in each}
+        found = set[str]().union(*(known.hosts for known in self.known.values()))
         return found | ({self.me} if self.me is not None else set())
 
     @property
@@ -59,8 +59,5 @@ class Arrangement:
         return {service.where[0] for service in self.services}
 
 
-def _generations(histories: Mapping[str, History], me: str | None) -> dict[str, tuple[Generation, ...]]:
-    return {
-        name: history.seen_by(me) if me is not None else history.generations
-        for name, history in histories.items()
-    }
+def _known(histories: Mapping[str, History], me: str | None) -> dict[str, Known]:
+    return {name: history.seen_by(me) for name, history in histories.items()}

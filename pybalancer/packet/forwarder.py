@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from pybalancer import _core
-from pybalancer.packet.generations import Generation, Numbers
+from pybalancer.packet.generations import Known, Numbers
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
@@ -23,16 +23,19 @@ Address = tuple[str, int, Literal["tcp", "udp"]]
 class Table:
     """Whom a service's packets go to. Two that are equal need not be made twice."""
 
-    generations: tuple[Generation, ...]
+    known: Known
     hosts: tuple[tuple[str, int], ...]
     """The numbers of the machines in them."""
     mtu: int
     """Bytes that fit on the way to them."""
 
     @staticmethod
-    def of(generations: Sequence[Generation], numbers: Numbers, mtu: int) -> Table:
-        hosts = {member.host for each in generations for member in each}
-        return Table(tuple(generations), tuple(sorted((host, numbers[host]) for host in hosts)), mtu)
+    def of(known: Known, numbers: Numbers, mtu: int) -> Table:
+        return Table(known, tuple(sorted((host, numbers[host]) for host in known.hosts)), mtu)
+
+    def rows(self, secret: bytes, size: int) -> _core.PacketRows:
+        """What the kernel gets. Raises ``_core.PlanError``."""
+        return Numbers(dict(self.hosts)).rows(self.known, secret, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +185,7 @@ class XdpForwarder:
                 self.set_host(other, hop)
 
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
-        numbers = Numbers(dict(table.hosts))
-        rows = _core.PacketRows(numbers.rows(table.generations), secret=self._secret, size=self._size)
+        rows = table.rows(self._secret, self._size)
         self._path.set_service(number, *where, rows, mtu=table.mtu)
         return Digests(rows.owners_digest, rows.digest, rows.moved())
 

@@ -7,10 +7,11 @@ the packets of a connection may find it, however often the set has changed since
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from pybalancer import _core
 from pybalancer.errors import PybalancerError
 
 MOST_GENERATIONS: Final = 16
@@ -39,6 +40,23 @@ def generation(members: Collection[Member]) -> Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What a machine makes its rows of."""
+
+    generations: tuple[Generation, ...] = ()
+    """Newest first."""
+    joined: tuple[Member, ...] = ()
+    """Those among which it has begun, if it was told of nothing before: who had flows then is supposed."""
+    me: str = ""
+    """Its own host; of a director, which supposes nothing, empty."""
+
+    @property
+    def hosts(self) -> set[str]:
+        """Every machine that a packet may have to go to."""
+        return {member.host for each in (*self.generations, self.joined) for member in each}
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """Generations of one service, newest first, each once.
 
@@ -47,58 +65,70 @@ class History:
     """
 
     generations: tuple[Generation, ...] = ()
+    joined: tuple[Member, ...] = ()
+    """Of a backend that had no history: all among which it began, those of weight 0 too. It may have come
+    with any of them, so which set was there before can only be supposed."""
 
     def with_(self, newest: Generation) -> History:
         """From now on new flows go to ``newest``. An empty one changes nothing: there is nobody better."""
         if not newest:
             return self
         kept = tuple(each for each in self.generations if each != newest)
-        return History((newest, *kept)[:MOST_GENERATIONS])
+        return replace(self, generations=(newest, *kept)[:MOST_GENERATIONS])
 
-    def joined_by(self, host: str, newest: Generation) -> History:
-        """Where nothing is known: a backend that begins has just come to those that were there."""
-        if self.generations:
+    def joined_by(self, host: str, members: Collection[Member]) -> History:
+        """Where nothing is known: a backend that begins has come to ``members``, or with some of them."""
+        if self.generations or not any(member.host != host for member in members):
             return self
-        return self.with_(generation([member for member in newest if member.host != host]))
+        return History(joined=tuple(sorted(members)))
 
     @property
     def newest(self) -> Generation:
         return self.generations[0] if self.generations else ()
 
-    @property
-    def hosts(self) -> set[str]:
-        """Every machine that a packet may have to go to."""
-        return {member.host for each in self.generations for member in each}
+    def seen_by(self, host: str | None) -> Known:
+        """What a backend has to know; ``None`` is a director.
 
-    def seen_by(self, host: str) -> tuple[Generation, ...]:
-        """The generations as a backend has to know them: at last those of which it has not heard.
-
-        What directors do about their backends (a check that failed, a drain) this one is not told. But if
+        What directors do about their backends (a check that failed, a drain) a backend is not told. But if
         packets of its slots have gone elsewhere, then to whom the table names where it is missing.
         """
-        without = generation([member for member in self.newest if member.host != host])
-        if not without or without in self.generations or len(without) == len(self.newest):
-            return self.generations
-        return (*self.generations[: MOST_GENERATIONS - 1], without)
+        if host is None:
+            return Known(self.generations)
+        without = [
+            generation([member for member in each if member.host != host])
+            for each in (self.joined, self.newest)
+        ]
+        supposed = [each for each in dict.fromkeys(without) if each and each not in self.generations]
+        told = self.generations[: MOST_GENERATIONS - len(supposed)]
+        return Known((*told, *supposed), self.joined, host)
 
     def to_json(self) -> list[list[list[Any]]]:
-        """For the state file."""
-        return [[[member.name, member.weight, member.host] for member in each] for each in self.generations]
+        """For the state file: the generations."""
+        return [_json(each) for each in self.generations]
+
+    def joined_to_json(self) -> list[list[Any]]:
+        """For the state file, beside the generations: versions that do not know it have those alone."""
+        return _json(self.joined)
 
     @staticmethod
-    def from_json(given: Any) -> History:
+    def from_json(given: Any, joined: Any = ()) -> History:
         """Raises ValueError for what is none."""
         try:
-            read = [
-                generation([Member(str(name), int(weight), str(host)) for name, weight, host in each])
-                for each in given
-            ]
+            read = [generation(_members(each)) for each in given]
+            history = History(joined=tuple(sorted(_members(joined))))
         except TypeError as error:
             raise ValueError(f"this is no history: {error}") from None
-        history = History()
         for each in reversed(read[:MOST_GENERATIONS]):
             history = history.with_(each)
         return history
+
+
+def _json(members: Collection[Member]) -> list[list[Any]]:
+    return [[member.name, member.weight, member.host] for member in members]
+
+
+def _members(given: Any) -> list[Member]:
+    return [Member(str(name), int(weight), str(host)) for name, weight, host in given]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +169,14 @@ class Numbers:
     def __getitem__(self, host: str) -> int:
         return self.by_host[host]
 
-    def rows(self, generations: Sequence[Generation]) -> list[list[tuple[str, int, int]]]:
-        """As ``_core.PacketRows`` takes them."""
-        return [
-            [(member.name, member.weight, self.by_host[member.host]) for member in each]
-            for each in generations
-        ]
+    def rows(self, known: Known, secret: bytes, size: int) -> _core.PacketRows:
+        """Raises ``_core.PlanError``. Every machine of ``known`` has a number."""
+        return _core.PacketRows(
+            [self._ids(each) for each in known.generations],
+            joined=(self.by_host[known.me], self._ids(known.joined)) if known.joined else None,
+            secret=secret,
+            size=size,
+        )
+
+    def _ids(self, members: Collection[Member]) -> list[tuple[str, int, int]]:
+        return [(member.name, member.weight, self.by_host[member.host]) for member in members]

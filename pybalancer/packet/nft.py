@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from pybalancer import _core
 from pybalancer.packet import nft_counters
 from pybalancer.packet.forwarder import NFT_TABLE, Address, Count, Counts, Digests, Table
-from pybalancer.packet.generations import Numbers
 from pybalancer.packet.nft_hash import jhash
 from pybalancer.packet.nft_rules import TABLE, Rules
 from pybalancer.packet.services import nft_digest, nft_seed
@@ -114,8 +113,7 @@ class NftForwarder:
         pass
 
     def set_service(self, number: int, where: Address, table: Table) -> Digests:
-        numbers = Numbers(dict(table.hosts))
-        rows = _core.PacketRows(numbers.rows(table.generations), secret=self._secret, size=self._size)
+        rows = table.rows(self._secret, self._size)
         self._owners[number] = owners = [rows.row(slot)[0] for slot in range(self._size)]
         self._services[number] = where
         choice = ", ".join(f"{slot} : goto h{owner}" for slot, owner in enumerate(owners) if owner)

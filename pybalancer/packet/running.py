@@ -175,8 +175,8 @@ def arrange(running: Running, wanted: Arrangement) -> None:
         forwarder.set_me(numbers[wanted.me])
     for service in wanted.services:
         number = numbered[service.name]
-        table = Table.of(wanted.generations[service.name], numbers, section.mtu)
-        if not table.generations:
+        table = Table.of(wanted.known[service.name], numbers, section.mtu)
+        if not table.known.generations:
             raise PybalancerError(f"no backend of pool {service.pool} may take packets: all have weight 0")
         if unsure or running.tables.get(number) != table:
             running.digests[number] = forwarder.set_service(number, service.where, table)

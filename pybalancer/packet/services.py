@@ -88,7 +88,9 @@ def find_me(
     PybalancerError if it is none, or several.
     """
     now = {member for service in found for member in service.all}
-    before = {member for history in histories for each in history.generations for member in each}
+    before = {
+        member for history in histories for each in (*history.generations, history.joined) for member in each
+    }
     for members in (now, before):
         if given is None:
             hosts = {member.host for member in members if member.host in local}

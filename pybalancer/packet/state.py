@@ -35,6 +35,11 @@ class State:
         return {
             "version": VERSION,
             "histories": {name: history.to_json() for name, history in sorted(self.histories.items())},
+            "joined": {
+                name: history.joined_to_json()
+                for name, history in sorted(self.histories.items())
+                if history.joined
+            },
             "numbers": dict(sorted(self.numbers.by_host.items())),
             "added": list(self.added),
             "settings": dict(self.settings),
@@ -51,8 +56,13 @@ class State:
                 raise ValueError("two machines have one number")
             if not all(1 <= number <= MOST_NUMBERS for number in numbers.values()):
                 raise ValueError("a number is out of range")
+            # Whoever wrote it before there was such a thing has supposed nothing.
+            joined = given.get("joined", {})
             return State(
-                {str(name): History.from_json(each) for name, each in given["histories"].items()},
+                {
+                    str(name): History.from_json(each, joined.get(name, ()))
+                    for name, each in given["histories"].items()
+                },
                 Numbers(numbers),
                 tuple(map(str, given["added"])),
                 {str(name): str(value) for name, value in given["settings"].items()},

@@ -52,7 +52,7 @@ enum { ROOM_MAC = 1, ROOM_V4 = 1 << 1, ROOM_V6 = 1 << 2 };
 extern struct settings settings;     // read as memory: its place is known when the program is loaded
 extern u64 services, tables, backends, trusted, counters, of_services, of_backends;
 
-enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10 };
+enum { WIDTH = 6, ID = 1023, MOST_HOPS = 10, ENOUGH = 1024 };
 enum { MOST_SERVICES = 256, MOST_INTERFACES = 64, TRIES = 4, NEAR_BITS = 10 };
 struct mac { u16 part[3]; };
 struct interface { u32 index; struct mac mac; u16 zero; };
@@ -480,22 +480,30 @@ INLINE int known(struct xdp_md *ctx, struct flow *flow) {
     return found;
 }
 
-// Who may have a connection that `me` has not: the next one behind `me` in the row, who owned the slot before,
-// and round. Hosts that have seen other changes have other rows, so a packet may come back; hence after each
-// four hops the one further on. 0 if there is nobody else.
+// 1 for 0, else 0, of what is below 1 << 31. Without a jump: the verifier would follow each way through all that
+// comes after, and the ways of two loops over a row are more than it bears.
+INLINE u32 is_zero(u32 value) { PIN(value); return (value - 1) >> 31; }
+
+// Who may have a connection that `me` has not: the one behind `me` in the row, and round; as rows differ and a packet
+// may come back, after some hops the one further on. Without hops it is from a director that takes `me` for the owner:
+// if the row names another, that one. 0: there is nobody else; ENOUGH: they have been asked.
 INLINE u32 next_of(u64 entry, u32 me, u32 hops) {
-    u32 others = 0, begin = 0;
+    u32 others = 0, begin = 1, period = 6, owner = entry & ID;
     for (u32 place = 0; place < WIDTH; place++) {
-        u32 id = entry >> (10 * place) & ID;
-        if (id == me) begin = place + 1;
-        else if (id) others++;
+        u32 id = entry >> (10 * place) & ID, mine = is_zero(id ^ me);
+        begin += mine * place;
+        period -= mine * (place ? 2 : 4);
+        others += 1 ^ (mine | is_zero(id));
     }
-    u32 skip = others ? hops / 4 % others : 0;
-    for (u32 step = 0; step < WIDTH; step++) {
-        u32 id = entry >> (10 * ((begin + step) % WIDTH)) & ID;
-        if (id && id != me && !skip--) return id;
+    if (hops + 1 >= 4 * others || hops >= MOST_HOPS) return others ? ENOUGH : 0;
+    if (!hops && owner && owner != me) return owner;
+    u32 skip = hops / period % others, found = 0;
+    for (u32 step = 0, seen = 0; step < WIDTH; step++) {
+        u32 id = entry >> (10 * ((begin + step) % WIDTH)) & ID, other = 1 ^ (is_zero(id ^ me) | is_zero(id));
+        found += id * (other & is_zero(seen ^ skip));
+        seen += other;
     }
-    return 0;
+    return found;
 }
 
 // To the stack, without what the director has put around it.
@@ -563,8 +571,7 @@ SECTION("xdp/agent") int agent(struct xdp_md *ctx) {
     if (flow.opening || known(ctx, &flow)) return deliver(ctx, &flow, wrapped, DELIVERED);
     u64 hashed = hash(&flow);
     u32 next = next_of(row(service.number, hashed), me, flow.hops);
-    if (!next) return deliver(ctx, &flow, wrapped, DELIVERED_UNCLAIMED);
-    if (flow.hops >= MOST_HOPS) return deliver(ctx, &flow, wrapped, HOPS);
+    if (!next || next == ENOUGH) return deliver(ctx, &flow, wrapped, next ? HOPS : DELIVERED_UNCLAIMED);
     return counted(SECOND_HOP, forward(ctx, &flow, next, service.mtu, hashed, flow.hops + 1, wrapped));
 }
 

@@ -379,6 +379,13 @@ def to_agents() -> Iterator[tuple[str, Packet]]:
             yield f"{name} after {hops} hops, outside", frame(marked, inner(), tcp(9003))
             source = f"02:70:6{hops:x}:aa:bb:cc"
             yield f"{name} after {hops} hops", frame(inner(), tcp(9001), source=source)
+        for hops in range(1, 11):
+            for sport in (50001, 50002, 50003):
+                source = f"02:70:6{hops:x}:aa:bb:cc"
+                yield (
+                    f"{name} from {sport} after {hops} hops",
+                    frame(inner(), tcp(9005, sport), source=source),
+                )
         yield (
             f"{name} with another identification",
             frame(IP(**director, id=0x1234, proto=proto), inner(), tcp(9003)),

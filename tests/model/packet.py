@@ -311,10 +311,20 @@ def strip(frame: bytes, flow: Flow) -> bytes:
 
 
 def after(row: tuple[int, ...], me: int, hops: int) -> int:
-    """Who is asked next: the one behind in the row, and round; after each four hops the one further on."""
-    mine = row.index(me) if me in row else -1
-    others = [backend for backend in (*row[mine + 1 :], *row[: max(mine, 0)]) if backend]
-    return others[hops // 4 % len(others)] if others else 0
+    """Who is asked next; 0 if nobody is, since there is nobody else, or all have been asked.
+
+    The one behind in the row, and round; after each two hops at the owner, each four at another one of the
+    row, the one further on. Who is not in its row goes on behind the owner, and after six hops further on. A
+    packet without hops comes from a director that takes this host for the owner: if the row names another,
+    that one is asked first.
+    """
+    mine, period = (row.index(me), 4) if me in row else (0, 6)
+    others = [backend for backend in (*row[mine + 1 :], *row[: mine + 1]) if backend not in {0, me}]
+    if not others or hops >= min(4 * len(others) - 1, MOST_HOPS):
+        return 0
+    if hops == 0 and row[0] in others:
+        return row[0]
+    return others[hops // (2 if row[0] == me else period) % len(others)]
 
 
 def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: False) -> Answer:
@@ -352,9 +362,7 @@ def decide(host: Host, frame: bytes, known: Callable[[Flow], bool] = lambda _: F
         elif flow.opening or known(flow):
             why = "delivered"
         elif not target:
-            why = "delivered_unclaimed"
-        elif hops > MOST_HOPS:
-            why = "delivered_hops"
+            why = "delivered_hops" if set(row) - {0, host.me} else "delivered_unclaimed"
         if why:
             return Answer("pass", why, stay, flow)
     try:

@@ -15,7 +15,7 @@ from pybalancer import _core
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet import nft_counters
 from pybalancer.packet.forwarder import NFT_TABLE, Address, Table
-from pybalancer.packet.generations import Member, Numbers, generation
+from pybalancer.packet.generations import Known, Member, Numbers, generation
 from pybalancer.packet.hops import Hop
 from pybalancer.packet.nft import NftForwarder, nft
 from tests.wire.namespace import Namespace, namespace, needs_namespaces
@@ -105,7 +105,7 @@ def to(forwarder: NftForwarder, *numbers: int, service: int = 0, where: Address 
     for host, number in hosts.items():
         forwarder.set_host(number, Hop(host, "eth0", mac=mac_of(number)))
     members = generation([Member(f"b{number}", 1, host) for host, number in hosts.items()])
-    forwarder.set_service(service, where, Table.of([members], Numbers(hosts), 1500))
+    forwarder.set_service(service, where, Table.of(Known((members,)), Numbers(hosts), 1500))
 
 
 def forwarded(forwarder: NftForwarder) -> dict[int, int]:
@@ -295,7 +295,7 @@ def test_a_change_that_is_taken_back_keeps_the_counts(place: Place, forwarder: N
     until(lambda: forwarded(forwarder) == {1: 3}, "packets")
     # A machine that has no number, which a configuration cannot have.
     forwarder.set_service(
-        0, VIP, Table.of([generation([Member("b2", 1, "10.0.0.2")])], Numbers({"10.0.0.2": 2}), 1500)
+        0, VIP, Table.of(Known((generation([Member("b2", 1, "10.0.0.2")]),)), Numbers({"10.0.0.2": 2}), 1500)
     )
     with pytest.raises(_core.PacketError, match="nft refuses the rules"):
         forwarder.flush()

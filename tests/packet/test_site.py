@@ -12,11 +12,13 @@ import pytest
 
 from tests.wire.namespace import needs_namespaces
 from tests.wire.net import until
+from tests.wire.packets import ACK, raw_socket
+from tests.wire.packets import packet as segment
 
 from .conftest import Start
 from .fleet import Fleet
 from .talks import Talks
-from .topology import VIP, VIP6
+from .topology import PORT, VIP, VIP6, Machine
 
 pytestmark = needs_namespaces
 
@@ -144,3 +146,59 @@ def test_a_backend_that_is_sick_for_a_moment_keeps_what_it_has(start: Start) -> 
     until(lambda: takes("b1"), "b1 with new flows")
     assert talking.lost(talking.conversations) == []
     assert "b1" in {one.server for one in talking.open(VIP, 40)}
+
+
+@pytest.mark.parametrize(("forward", "seed"), [("l2", 1), ("ipip", 2)])
+def test_three_backends_join_in_one_reload_and_no_connection_is_lost(
+    start: Start, forward: str, seed: int
+) -> None:
+    dice = random.Random(seed)
+    site, fleet, talking = start(forward, backends=6, present=3)
+    open_both(talking, 240)
+    fleet.plan.backends = list(site.backends)
+    # Those that were there hear of the new ones before and after these begin; directors hear last.
+    order = [*fleet.agents.values(), *site.backends[3:]]
+    dice.shuffle(order)
+    for one in [*order, *fleet.directors.values()]:
+        if isinstance(one, Machine):
+            fleet.start_agent(one, fleet.plan).ready()
+        else:
+            one.write(fleet.plan)
+    assert talking.lost(talking.conversations) == []
+    assert second_hops(fleet) > 0
+    open_both(talking, 120)
+    assert {"b4", "b5", "b6"} <= set(shares(talking))
+    # What they suppose outlives them.
+    for name in ("b4", "b5", "b6"):
+        fleet.crash(fleet.agents[name])
+        fleet.start_again(fleet.agents[name])
+    assert talking.lost(talking.conversations) == []
+
+
+def test_what_nobody_has_makes_few_second_hops(start: Start) -> None:
+    site, fleet, _ = start(directors=1, present=4)
+    many = 200
+
+    def scan() -> list[int]:
+        """Hops, of ACKs of connections that there never were."""
+        before = counted(fleet)
+        with site.client.inside():
+            wire = raw_socket()
+        with wire:
+            for number in range(many):
+                wire.sendto(segment(("10.9.0.2", 20000 + number), (VIP, PORT), ACK, 1, 1), (VIP, 0))
+        until(lambda: counted(fleet)[1] - before[1] == many, "all answered by a reset")
+        now = counted(fleet)
+        return [now[0] - before[0], now[1] - before[1]]
+
+    hops, answered = scan()
+    assert answered == many
+    # Nobody here was told of anything before it began, and so each supposes something.
+    assert 0 < hops <= 8 * many
+
+
+def counted(fleet: Fleet) -> tuple[int, int]:
+    """Second hops, and what was left to the stack, which has no connection either."""
+    reasons = [serving.packet()["reasons"] for serving in fleet.agents.values()]
+    hops = sum(each.get("second_hop", 0) for each in reasons)
+    return hops, sum(each.get("delivered_unclaimed", 0) + each.get("delivered_hops", 0) for each in reasons)

@@ -21,7 +21,7 @@ def of(*names: str, me: str | None = None, known: History | None = None) -> Arra
 
 
 def sets(arrangement: Arrangement) -> list[str]:
-    return ["".join(member.name for member in each) for each in arrangement.generations["vip"]]
+    return ["".join(member.name for member in each) for each in arrangement.known["vip"].generations]
 
 
 def test_the_newest_set_comes_first_and_the_machines_of_all_are_known() -> None:

@@ -12,6 +12,7 @@ from pybalancer.packet.generations import (
     MOST_NUMBERS,
     Generation,
     History,
+    Known,
     Member,
     Numbers,
     generation,
@@ -33,7 +34,7 @@ def test_the_newest_is_first_and_the_oldest_is_forgotten() -> None:
         history = history.with_(of(*names))
     assert history.generations == tuple(of(*names) for names in reversed(many()[1:]))
     assert history.newest == of(*"xy")
-    assert history.hosts == {member.host for member in of(*"klmnabcdxy")}
+    assert history.seen_by(None).hosts == {member.host for member in of(*"klmnabcdxy")}
 
 
 def test_a_set_that_comes_back_is_remembered_once() -> None:
@@ -65,33 +66,50 @@ def test_when_nobody_is_left_all_stays_as_it_was() -> None:
 def test_a_backend_knows_where_its_flows_went_without_being_told() -> None:
     history = History().with_(of(*"abc"))
     me = of("a")[0].host
-    assert history.seen_by(me) == (of(*"abc"), of(*"bc"))
-    assert history.seen_by("10.9.9.9") == (of(*"abc"),)
+    assert history.seen_by(me) == Known((of(*"abc"), of(*"bc")), (), me)
+    assert history.seen_by("10.9.9.9").generations == (of(*"abc"),)
     told = History().with_(of(*"bc")).with_(of(*"abc"))
-    assert told.seen_by(me) == told.generations
+    assert told.seen_by(me).generations == told.generations
     full = History()
     for names in [*many(), "abc"]:
         full = full.with_(of(*names))
-    assert full.seen_by(me) == (*full.generations[: MOST_GENERATIONS - 1], of(*"bc"))
-    assert History().with_(of("a")).seen_by(me) == (of("a"),)
+    assert full.seen_by(me).generations == (*full.generations[: MOST_GENERATIONS - 1], of(*"bc"))
+    assert History().with_(of("a")).seen_by(me).generations == (of("a"),)
+
+
+def test_a_director_supposes_nothing() -> None:
+    began = History().joined_by(of("a")[0].host, of(*"abc")).with_(of(*"abc"))
+    assert began.seen_by(None) == Known((of(*"abc"),))
 
 
 def test_a_backend_without_history_has_just_joined() -> None:
     me = of("a")[0].host
-    began = History().joined_by(me, of(*"abc")).with_(of(*"abc"))
-    assert began.generations == (of(*"abc"), of(*"bc"))
+    idle = Member("d", 0, "10.0.0.4")
+    began = History().joined_by(me, [idle, *of(*"cab")]).with_(of(*"abc"))
+    assert began.joined == (*of(*"abc"), idle)
+    assert began.seen_by(me) == Known((of(*"abc"), of(*"bc")), began.joined, me)
+    assert idle.host in began.seen_by(me).hosts
     assert began.joined_by(me, of(*"ab")) == began
     assert History().joined_by(me, of("a")) == History()
     # What it then hears of comes before what it only supposes.
-    assert began.with_(of(*"ab")).seen_by(me) == (of(*"ab"), of(*"abc"), of(*"bc"), of("b"))
+    then = began.with_(of(*"ab")).seen_by(me)
+    assert then.generations == (of(*"ab"), of(*"abc"), of(*"bc"), of("b"))
+    # And that stays, however much it hears.
+    for names in many():
+        began = began.with_(of(*names))
+    assert began.seen_by(me).generations[-1] == of(*"bc")
+    assert len(began.seen_by(me).generations) == MOST_GENERATIONS
+    assert began.seen_by(me).joined == (*of(*"abc"), idle)
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdef")), max_size=12))
 def test_a_history_survives_its_file(sets: list[set[str]]) -> None:
     history = History()
+    if sets:
+        history = history.joined_by(of("a")[0].host, of(*sets[0]))
     for names in sets:
         history = history.with_(of(*names))
-    assert History.from_json(history.to_json()) == history
+    assert History.from_json(history.to_json(), history.joined_to_json()) == history
     assert len(history.generations) <= MOST_GENERATIONS
     assert len(set(history.generations)) == len(history.generations)
 
@@ -100,6 +118,8 @@ def test_a_history_survives_its_file(sets: list[set[str]]) -> None:
 def test_what_is_no_history_is_refused(nonsense: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         History.from_json(nonsense)
+    with pytest.raises(ValueError, match=r".+"):
+        History.from_json([], [nonsense])
 
 
 def test_a_machine_keeps_its_number() -> None:
@@ -131,8 +151,17 @@ def test_no_two_machines_have_one_number(changes: list[set[str]]) -> None:
 
 
 def test_rows_are_made_of_names_weights_and_numbers() -> None:
-    numbers = Numbers({member.host: 10 + index for index, member in enumerate(of(*"ab"))})
-    assert numbers.rows([of(*"ab"), of("b")]) == [[("a", 1, 10), ("b", 1, 11)], [("b", 1, 11)]]
+    numbers = Numbers({member.host: 10 + index for index, member in enumerate(of(*"abcd"))})
+
+    def made(known: Known) -> set[tuple[int, ...]]:
+        rows = numbers.rows(known, bytes(16), 251)
+        return {rows.row(slot) for slot in range(rows.size)}
+
+    assert made(Known((of("a"), of("b")))) == {(10, 11, 0, 0, 0, 0)}
+    # With a, who has come to b and c: each of its slots was one of theirs; and of d's, who takes none now.
+    me, joined = of("a")[0].host, (*of(*"abc"), Member("d", 0, of("d")[0].host))
+    supposed = made(Known((of("a"),), joined, me))
+    assert {row for row in supposed if row[3]} == {(10, 11, 12, 13, 0, 0), (10, 12, 11, 13, 0, 0)}
 
 
 def test_numbers_of_rows_that_packets_go_by_win() -> None:

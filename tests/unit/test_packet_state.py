@@ -13,7 +13,10 @@ from pybalancer.packet.generations import History, Member, Numbers
 from pybalancer.packet.state import NAME, State, load, save
 
 STATE = State(
-    {"vip": History(((Member("a", 1, "10.0.0.1"),), (Member("b", 2, "fd00::1"),)))},
+    {
+        "told": History(((Member("a", 1, "10.0.0.1"),), (Member("b", 2, "fd00::1"),))),
+        "vip": History(((Member("a", 1, "10.0.0.1"),),), (Member("a", 1, "10.0.0.1"), Member("c", 0, "::1"))),
+    },
     Numbers({"10.0.0.1": 1, "fd00::1": 7}),
     ("203.0.113.10",),
     {"ipv4/conf/all/arp_ignore": "0"},
@@ -29,6 +32,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_nothing_saved_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load(tmp_path) == State()
     assert caplog.records == []
+
+
+def test_a_file_of_before_there_were_joined_ones_is_used(tmp_path: Path) -> None:
+    old = STATE.to_json()
+    del old["joined"]
+    (tmp_path / NAME).write_text(json.dumps(old))
+    assert load(tmp_path).histories == {
+        name: History(history.generations) for name, history in STATE.histories.items()
+    }
 
 
 def spoiled(**changes: Any) -> str:
@@ -49,6 +61,8 @@ def spoiled(**changes: Any) -> str:
         spoiled(numbers={"10.0.0.1": 1024}),
         spoiled(numbers=[1]),
         spoiled(histories={"vip": [[1]]}),
+        spoiled(joined={"vip": [1]}),
+        spoiled(joined=[]),
         spoiled(added=None),
         spoiled(settings=[]),
     ],

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pybalancer_core::rows::{Member, Rows};
+use pybalancer_core::rows::{Joined, Member, Rows};
 use pybalancer_packet::attach::{Mode, number_of};
 use pybalancer_packet::error::PacketError;
 use pybalancer_packet::layout::{Hop, Protocol, REASONS};
@@ -17,6 +17,8 @@ use pyo3::prelude::*;
 use crate::error::{packet_error, plan_error};
 use crate::plan::secret_of;
 
+/// Backends by name, weight and id.
+type Members = Vec<(String, u32, u16)>;
 /// A row, as a tuple.
 type Ids = (u16, u16, u16, u16, u16, u16);
 /// Counts, as a tuple: packets, bytes, flows, others.
@@ -34,24 +36,24 @@ pub struct PacketRows(Rows);
 #[pymethods]
 impl PacketRows {
     #[new]
-    #[pyo3(signature = (generations, *, secret, size=65537))]
+    #[pyo3(signature = (generations, *, joined=None, secret, size=65537))]
     fn new(
         py: Python<'_>,
-        generations: Vec<Vec<(String, u32, u16)>>,
+        generations: Vec<Members>,
+        joined: Option<(u16, Members)>,
         secret: &[u8],
         size: u32,
     ) -> PyResult<PacketRows> {
         let secret = secret_of(secret)?;
-        let members: Vec<Vec<Member<'_>>> = generations
-            .iter()
-            .map(|set| {
-                set.iter()
-                    .map(|(name, weight, id)| (&**name, *weight, *id))
-                    .collect()
-            })
-            .collect();
+        let members: Vec<Vec<Member<'_>>> = generations.iter().map(|set| borrowed(set)).collect();
         let sets: Vec<&[Member<'_>]> = members.iter().map(Vec::as_slice).collect();
-        py.detach(|| Rows::build(&secret, &sets, size))
+        let (me, among) = joined.unwrap_or_default();
+        let among = borrowed(&among);
+        let joined = (me != 0).then_some(Joined {
+            members: &among,
+            me,
+        });
+        py.detach(|| Rows::build(&secret, &sets, joined, size))
             .map(PacketRows)
             .map_err(|error| plan_error(error.to_string()))
     }
@@ -81,6 +83,12 @@ impl PacketRows {
     fn moved(&self) -> u32 {
         self.0.moved()
     }
+}
+
+fn borrowed(set: &[(String, u32, u16)]) -> Vec<Member<'_>> {
+    set.iter()
+        .map(|(name, weight, id)| (&**name, *weight, *id))
+        .collect()
 }
 
 #[pyclass(frozen, module = "pybalancer._core")]

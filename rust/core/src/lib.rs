@@ -20,6 +20,7 @@ pub mod plan;
 pub mod pool;
 pub mod proxy;
 pub mod rate;
+pub mod reach;
 pub mod reattach;
 pub mod record;
 pub mod relay;

@@ -249,7 +249,7 @@ impl Iterator for Walk<'_> {
 }
 
 /// A backend while the table is filled.
-struct Claimant {
+pub(crate) struct Claimant {
     index: u16,
     weight: u32,
     state: u64,
@@ -260,7 +260,7 @@ struct Claimant {
 const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
 
 impl Claimant {
-    fn new(secret: &Secret, (name, weight, index): &(&str, u32, u16)) -> Claimant {
+    pub(crate) fn new(secret: &Secret, (name, weight, index): &(&str, u32, u16)) -> Claimant {
         let hash = |domain: &[u8]| {
             let mut hasher = SipHasher13::new_with_key(secret.as_bytes());
             hasher.write(domain);
@@ -276,9 +276,13 @@ impl Claimant {
         }
     }
 
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
     /// The next slot of its order: the high half of the state, scaled down.
     #[inline]
-    fn next(&mut self, size: u32) -> u32 {
+    pub(crate) fn next(&mut self, size: u32) -> u32 {
         self.state = self
             .state
             .wrapping_mul(MULTIPLIER)
@@ -330,7 +334,7 @@ fn fill(mut claimants: Vec<Claimant>, size: u32) -> Vec<u16> {
 ///
 /// Each round adds every weight to its owner's accumulator; one that reaches the highest weight claims
 /// and pays it. So the k-th claim (from 1) of weight w falls into round ceil(k * highest / w).
-fn claims(claimants: &[Claimant], size: u32) -> Vec<u32> {
+pub(crate) fn claims(claimants: &[Claimant], size: u32) -> Vec<u32> {
     let highest = claimants
         .iter()
         .map(|claimant| u64::from(claimant.weight))

@@ -13,6 +13,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::flow::Secret;
 use crate::maglev::{Table, TableError};
+use crate::reach::reach;
 
 /// Entries of a row: the owner and up to five former ones. Six ids of 10 bits are one word, which a packet reads
 /// whole.
@@ -25,6 +26,16 @@ pub const MAX_ID: u16 = 1023;
 
 /// Name, weight, id.
 pub type Member<'a> = (&'a str, u32, u16);
+
+/// What a backend supposes that has begun without being told of anything before: it joined others, and so
+/// may some of them have with it. See [`crate::reach`].
+#[derive(Clone, Copy, Debug)]
+pub struct Joined<'a> {
+    /// All of them, itself too. Those of weight 0 may have flows from when they had some.
+    pub members: &'a [Member<'a>],
+    /// Its id.
+    pub me: u16,
+}
 
 /// Why there are no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +79,20 @@ impl Rows {
     ///
     /// A row names each backend once. Its first entry is the newest generation's owner; 0 if there is
     /// none, and then only the others follow: nobody takes new flows, somebody may have old ones.
+    ///
+    /// With `joined` there may be others behind those whom generations name: who would have had the slot if some of
+    /// the joined were not there, in the order in which they would.
     pub fn build(
         secret: &Secret,
         generations: &[&[Member<'_>]],
+        joined: Option<Joined<'_>>,
         size: u32,
     ) -> Result<Rows, RowsError> {
         if generations.is_empty() || generations.len() > MAX_GENERATIONS {
             return Err(RowsError::Generations(generations.len()));
         }
         // A name may have had another id before (it moved to another host), and an id another name.
-        check_ids(generations)?;
+        check_ids(generations.iter().copied().flatten())?;
         let tables = generations
             .iter()
             .map(|members| {
@@ -109,10 +124,15 @@ impl Rows {
             _ => 0,
         };
         let owners = tables.first().map_or(0, Table::digest);
+        let mut digest = digest(&tables);
+        if let Some(joined) = joined {
+            check_ids(joined.members.iter())?;
+            digest = suppose(&mut rows, secret, joined, digest)?;
+        }
         Ok(Rows {
             rows,
             moved,
-            digest: digest(&tables),
+            digest,
             owners,
         })
     }
@@ -139,11 +159,82 @@ impl Rows {
     }
 }
 
-fn check_ids(generations: &[&[Member<'_>]]) -> Result<(), RowsError> {
-    let ids = generations.iter().copied().flatten().map(|(_, _, id)| *id);
-    match ids.into_iter().find(|id| *id == 0 || *id > MAX_ID) {
-        Some(id) => Err(RowsError::Id(id)),
+fn check_ids<'a>(mut members: impl Iterator<Item = &'a Member<'a>>) -> Result<(), RowsError> {
+    match members.find(|(_, _, id)| *id == 0 || *id > MAX_ID) {
+        Some((_, _, id)) => Err(RowsError::Id(*id)),
         None => Ok(()),
+    }
+}
+
+/// Fill free places with who may have had the slots before all of `joined` were there; the digest with what that
+/// was made of.
+fn suppose(
+    rows: &mut [[u16; WIDTH]],
+    secret: &Secret,
+    joined: Joined<'_>,
+    digest: u128,
+) -> Result<u128, RowsError> {
+    let size = rows.len() as u32;
+    let named = |weigh: fn(u32) -> u32| -> Vec<(&str, u32)> {
+        let members = joined.members.iter();
+        members
+            .map(|(name, weight, _)| (*name, weigh(*weight)))
+            .collect()
+    };
+    let (active, idle) = (
+        named(|weight| weight),
+        named(|weight| u32::from(weight == 0)),
+    );
+    let id = |index: &u16| {
+        joined
+            .members
+            .get(usize::from(*index))
+            .map(|(_, _, id)| *id)
+    };
+    let table = Table::build(secret, &active, size).map_err(RowsError::Table)?;
+    let orders = reach(secret, &active, size);
+    for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
+        let here = order.iter().position(|index| id(index) == Some(joined.me));
+        if id(owner) == Some(joined.me) {
+            for id in order.iter().filter_map(id).filter(|id| *id != joined.me) {
+                put(row, id);
+            }
+        } else if let (Some(here), [_, 0, ..]) = (here, &row) {
+            // An owner that has come with this one may ask it, and it knows no more than whose turn is next.
+            let mut behind = order.iter().skip(here + 1).filter_map(id);
+            if let Some(id) = behind.find(|id| !row.contains(id)) {
+                put(row, joined.me);
+                put(row, id);
+            }
+        }
+    }
+    // Who takes no flows had as many as others, perhaps. There is room for them beside few others only.
+    let takers = active.iter().filter(|(_, weight)| *weight > 0).count();
+    if takers < WIDTH.min(active.len()) {
+        let orders = reach(secret, &idle, size);
+        for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
+            if id(owner) == Some(joined.me) {
+                for id in order.iter().filter_map(id) {
+                    put(row, id);
+                }
+            }
+        }
+    }
+    let mut hasher = SipHasher24::new_with_key(b"pybalancer  join");
+    hasher.write(&digest.to_le_bytes());
+    hasher.write(&table.digest().to_le_bytes());
+    for (name, _, _) in joined.members.iter().filter(|(_, _, id)| *id == joined.me) {
+        hasher.write(name.as_bytes());
+    }
+    Ok(hasher.finish128().as_u128())
+}
+
+/// At the first free place behind the owner's, unless it is there.
+fn put(row: &mut [u16; WIDTH], id: u16) {
+    if !row.contains(&id)
+        && let Some(place) = row.iter_mut().skip(1).find(|place| **place == 0)
+    {
+        *place = id;
     }
 }
 
@@ -199,7 +290,7 @@ mod tests {
                 .map(|members| set(&names, &members.iter().map(|(i, w)| (*i, *w)).collect::<Vec<_>>()))
                 .collect();
             let borrowed: Vec<&[Member]> = generations.iter().map(Vec::as_slice).collect();
-            let rows = Rows::build(&secret(), &borrowed, SIZE).unwrap();
+            let rows = Rows::build(&secret(), &borrowed, None, SIZE).unwrap();
             let owners: Vec<Vec<u16>> = generations
                 .iter()
                 .map(|members| {
@@ -228,13 +319,18 @@ mod tests {
             set(&names, &[(0, 1), (1, 1)]),
             set(&names, &[(0, 1), (1, 1), (2, 1)]),
         );
-        let rows = Rows::build(&secret(), &[&new, &old], SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], None, SIZE).unwrap();
         let with_former = rows.rows().iter().filter(|row| row[1] != 0).count();
         assert_eq!(rows.moved() as usize, with_former);
         assert!(rows.moved() >= SIZE / 3);
-        assert_eq!(Rows::build(&secret(), &[&new], SIZE).unwrap().moved(), 0);
         assert_eq!(
-            Rows::build(&secret(), &[&new, &[]], SIZE).unwrap().moved(),
+            Rows::build(&secret(), &[&new], None, SIZE).unwrap().moved(),
+            0
+        );
+        assert_eq!(
+            Rows::build(&secret(), &[&new, &[]], None, SIZE)
+                .unwrap()
+                .moved(),
             SIZE
         );
     }
@@ -243,7 +339,8 @@ mod tests {
     fn digests_know_history_and_owners_do_not() {
         let names = names();
         let (one, two) = (set(&names, &[(0, 1), (1, 1)]), set(&names, &[(0, 1)]));
-        let build = |generations: &[&[Member]]| Rows::build(&secret(), generations, SIZE).unwrap();
+        let build =
+            |generations: &[&[Member]]| Rows::build(&secret(), generations, None, SIZE).unwrap();
         let (fresh, grown) = (build(&[&one]), build(&[&one, &two]));
         assert_eq!(fresh.owners(), grown.owners());
         assert_ne!(fresh.digest(), grown.digest());
@@ -256,20 +353,79 @@ mod tests {
     fn a_backend_may_move_to_another_host() {
         let new: Vec<Member> = std::vec![("a", 1, 7)];
         let old: Vec<Member> = std::vec![("a", 1, 1)];
-        let rows = Rows::build(&secret(), &[&new, &old], SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], None, SIZE).unwrap();
         assert!(rows.rows().iter().all(|row| *row == [7, 1, 0, 0, 0, 0]));
         assert_eq!(rows.moved(), SIZE);
     }
 
     #[test]
+    fn who_has_joined_supposes_of_its_own_slots_who_had_them() {
+        let names = names();
+        let all: Vec<(usize, u32)> = (0..12).map(|index| (index, 1)).collect();
+        let (members, me) = (set(&names, &all), 5);
+        let without: Vec<Member> = members.iter().copied().filter(|one| one.2 != me).collect();
+        let joined = Some(Joined {
+            members: &members,
+            me,
+        });
+        let build = |joined| Rows::build(&secret(), &[&members, &without], joined, SIZE).unwrap();
+        let (told, supposed) = (build(None), build(joined));
+        assert_eq!(told.owners(), supposed.owners());
+        assert_ne!(told.digest(), supposed.digest());
+        let mut asked = 0;
+        for (told, row) in told.rows().iter().zip(supposed.rows()) {
+            // What was told comes first.
+            assert!(
+                told.iter()
+                    .zip(row)
+                    .all(|(told, id)| *told == 0 || told == id)
+            );
+            if row[0] == me {
+                assert!(row.iter().all(|id| *id != 0));
+            } else if told[1] == 0 && row[1] != 0 {
+                asked += 1;
+                assert_eq!((row[1], row[3]), (me, 0));
+                assert!(row[2] != 0 && row[2] != row[0]);
+            } else {
+                assert_eq!(told, row);
+            }
+        }
+        assert!(asked > SIZE / 4);
+    }
+
+    #[test]
+    fn those_without_weight_are_supposed_last() {
+        let names = names();
+        let newest = set(&names, &[(0, 1), (1, 1)]);
+        let members = set(&names, &[(0, 1), (1, 1), (2, 0), (3, 0)]);
+        let joined = Some(Joined {
+            members: &members,
+            me: 1,
+        });
+        let rows = Rows::build(&secret(), &[&newest], joined, SIZE).unwrap();
+        for row in rows.rows().iter().filter(|row| row[0] == 1) {
+            assert!(matches!(row, [1, 2, 3, 4, 0, 0] | [1, 2, 4, 3, 0, 0]));
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
-        let build =
-            |generations: &[&[Member]]| Rows::build(&secret(), generations, SIZE).unwrap_err();
+        let build = |generations: &[&[Member]]| {
+            Rows::build(&secret(), generations, None, SIZE).unwrap_err()
+        };
         assert_eq!(build(&[]), RowsError::Generations(0));
         let many = std::vec![[].as_slice(); MAX_GENERATIONS + 1];
         assert_eq!(build(&many), RowsError::Generations(MAX_GENERATIONS + 1));
         assert_eq!(build(&[&[("a", 1, 0)]]), RowsError::Id(0));
         assert_eq!(build(&[&[("a", 1, 1024)]]), RowsError::Id(1024));
+        let joined = Some(Joined {
+            members: &[("a", 1, 0)],
+            me: 1,
+        });
+        assert_eq!(
+            Rows::build(&secret(), &[&[]], joined, SIZE).unwrap_err(),
+            RowsError::Id(0)
+        );
         assert_eq!(
             build(&[&[("a", 1, 1), ("a", 1, 1)]]),
             RowsError::Table(TableError::DuplicateName)

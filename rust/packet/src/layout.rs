@@ -55,7 +55,10 @@ pub const REASONS: [(&str, &str); 19] = [
     ("dropped_no_backend", "the table names nobody"),
     ("dropped_unresolved", "the way to the backend is not known"),
     ("dropped_too_big", "does not fit with the outer header"),
-    ("delivered_hops", "had ten second hops, the stack answers"),
+    (
+        "delivered_hops",
+        "all that its row names were asked, the stack answers",
+    ),
     ("dropped_room", "the interface left no room for headers"),
     ("dropped_ttl", "TTL or hop limit is used up"),
     (
