@@ -65,7 +65,8 @@ def test_a_director_dies_and_no_connection_is_lost_then_a_backend_and_only_its_o
 
 
 def test_control_with_different_secrets_a_director_takes_connections_with_it(start: Start) -> None:
-    _, fleet, talking = start(secrets=[f"{number:032x}" for number in (1, 2, 3)], backends=3, present=3)
+    """With twice as many backends as a row names: among fewer, second hops would find nearly all."""
+    _, fleet, talking = start(secrets=[f"{number:032x}" for number in (1, 2, 3)], backends=12, present=12)
     open_both(talking, MANY)
     fleet.kill("d2")
     lost = talking.lost(talking.conversations, 6)
