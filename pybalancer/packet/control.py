@@ -106,8 +106,9 @@ class PacketControl:
                 if self._running is not None:
                     try:
                         await trio.to_thread.run_sync(self._look, self._running)
-                    except (OSError, _core.PacketError) as error:
-                        self._tell("", str(error))
+                    except Exception as error:
+                        # Whatever it is: connections must not end with it, and the next look tries again.
+                        self._tell("", str(error) or repr(error))
 
     async def close(self, *, keep: bool) -> None:
         """Leave packets alone from now on; with ``keep`` the kernel goes on without this process."""
@@ -166,8 +167,8 @@ class PacketControl:
             return
         try:
             arrange(running, running.arrangement)
-        except (OSError, _core.PacketError, PybalancerError) as error:
-            self._tell("settling", f"a part goes as it should not, which is tried again: {error}")
+        except Exception as error:
+            self._tell("settling", f"a part goes as it should not, which is tried again: {error!r}")
         else:
             self._tell("settling", "")
 
