@@ -193,6 +193,7 @@ class XdpForwarder:
         self._path.drop_service(number)
 
     def only(self, interfaces: Collection[str]) -> None:
+        self._path.forget_gone()
         for name in self._path.interfaces():
             if name not in interfaces:
                 self._path.detach(name)

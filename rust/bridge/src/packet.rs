@@ -175,6 +175,13 @@ impl PacketPath {
         self.with(py, |path| path.detach(interface))
     }
 
+    fn forget_gone(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |path| {
+            path.forget_gone();
+            Ok(())
+        })
+    }
+
     fn interfaces(&self, py: Python<'_>) -> PyResult<BTreeMap<String, &'static str>> {
         let found = self.with(py, |path| Ok(path.interfaces()))?;
         Ok(found

@@ -130,6 +130,7 @@ impl PacketPath {
     pub fn attach(&mut self, name: &str, modes: &[Mode]) -> Result<Mode, PacketError> {
         let number = attach::number_of(name)?;
         let mac = hardware_address(name)?;
+        self.forget_gone();
         self.kernel.set_interface(number, mac)?;
         let mode = self
             .links
@@ -163,8 +164,14 @@ impl PacketPath {
         if !self.links.detach(number, self.pins.as_ref()) {
             return Err(PacketError::new(format!("nothing is attached to {name}")));
         }
-        self.kernel.drop_interface(number);
+        self.forget_gone();
         Ok(())
+    }
+
+    /// Keep nothing of interfaces that have gone, to another network namespace too.
+    pub fn forget_gone(&mut self) {
+        let there = self.links.forget_gone(self.pins.as_ref());
+        self.kernel.keep_interfaces(&there);
     }
 
     /// Interfaces with a program, by name.
