@@ -627,6 +627,8 @@ class PacketPath:
         Everybody's until this is called first, then as it was called last; of the process before, too. Who
         is in the networks of before and in the new ones is so at every moment. Of agents.
         """
+    def trusted(self) -> list[str] | None:
+        """The networks that were set by that, each with its length (``10.0.0.1/32``)."""
     def set_service(
         self,
         number: int,

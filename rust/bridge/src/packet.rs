@@ -260,6 +260,12 @@ impl PacketPath {
         self.with(py, |path| path.set_trusted(networks.as_deref()))
     }
 
+    fn trusted(&self, py: Python<'_>) -> PyResult<Option<Vec<String>>> {
+        let networks = self.with(py, |path| path.trusted())?;
+        let written = |(address, fixed): (IpAddr, u8)| format!("{address}/{fixed}");
+        Ok(networks.map(|all| all.into_iter().map(written).collect()))
+    }
+
     #[pyo3(signature = (number, address, port, protocol, rows, *, mtu=1500))]
     #[allow(clippy::too_many_arguments, reason = "named in Python")]
     fn set_service(

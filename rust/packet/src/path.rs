@@ -231,6 +231,11 @@ impl PacketPath {
         trusted::set(self.kernel.maps.trusted.as_fd(), networks)
     }
 
+    /// What was set by that, of a process before, too; None: everybody's.
+    pub fn trusted(&self) -> Result<Option<Vec<Network>>, PacketError> {
+        trusted::get(self.kernel.maps.trusted.as_fd())
+    }
+
     /// A service and its rows, see [`Services::set`].
     pub fn set_service(
         &mut self,
