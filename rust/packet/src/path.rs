@@ -15,6 +15,7 @@ use crate::loader::{self, Maps};
 use crate::object;
 use crate::pins::Pins;
 use crate::services::{Key, Services};
+use crate::support;
 use crate::sys;
 use crate::trusted::{self, Network};
 
@@ -87,6 +88,7 @@ impl PacketPath {
                 "a table cannot have {size} slots"
             )));
         }
+        support::lift_locked_limit();
         if object::layout().map_err(PacketError::new)? != LAYOUT {
             return Err(PacketError::new(
                 "the object and this program do not belong together: run `make bpf`",
@@ -403,6 +405,7 @@ fn baseline() -> Result<OwnedFd, PacketError> {
 
 /// Whether the kernel lets this process have programs and maps at all.
 pub fn try_out() -> Result<(), PacketError> {
+    support::lift_locked_limit();
     loader::new_table(8)?;
     baseline().map(drop)
 }
