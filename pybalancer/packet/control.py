@@ -27,6 +27,7 @@ from pybalancer.packet.running import (
     Running,
     arrange,
     close,
+    have_moved,
     interface_problems,
     links_of,
     look_at_hops,
@@ -176,18 +177,19 @@ class PacketControl:
 
     def _look(self, running: Running) -> None:
         self._settle(running)
-        hosts = set(running.hops)
+        hosts, links = set(running.hops), links_of(running.section.interfaces)
+        if moved := have_moved(running.links, links):
+            running.routes_due = 0.0
         running.hops = look_at_hops(running, running.section, hosts, wait=False)
-        set_hosts(running, hosts)
+        set_hosts(running, hosts, anew=moved)
         running.forwarder.flush()
-        set_ways(running)
-        links = links_of(running.section.interfaces)
-        if links != running.links:
-            running.links = links
+        if moved:
             # One that comes back is another one to the kernel.
             running.modes = running.forwarder.attach(
                 [one for one in running.section.interfaces if one in links]
             )
+        set_ways(running, anew=moved)
+        running.links = links
         look_at_tags(running)
         self._counting.look(running.forwarder)
         self._tell_problems(running)

@@ -64,17 +64,18 @@ class Ways:
     def __init__(self) -> None:
         self._ways: dict[int, set[Way]] = {}
 
-    def set(self, wanted: Iterable[Way]) -> None:
+    def set(self, wanted: Iterable[Way], *, anew: bool = False) -> None:
+        """From now on these; ``anew``: whatever of them the kernel may have removed."""
         from pyroute2 import IPRoute
 
         ways: dict[int, set[Way]] = {}
         for way in wanted:
             ways.setdefault(way.number, set()).add(way)
-        if ways == self._ways:
+        if ways == self._ways and not anew:
             return
         with IPRoute() as kernel:
             for number in self._ways.keys() | ways.keys():
-                if self._ways.get(number) == ways.get(number):
+                if self._ways.get(number) == ways.get(number) and not anew:
                     continue
                 self._ways.pop(number, None)
                 _remove(kernel, number)

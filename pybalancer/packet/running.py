@@ -38,6 +38,19 @@ SETTLE: Final = 1.0
 ROUTES: Final = 10.0
 """Seconds between two looks at all routes: a thousand questions."""
 MOST_SERVICES: Final = 256
+IFF_UP: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. With any change the kernel may have removed routes and neighbours."""
+
+    index: int
+    address: str
+    """Of its hardware: frames that go out by it are from there."""
+    up: bool
+    changes: int
+    """How often it has been up or down: also between two looks."""
 
 
 @dataclass(slots=True)
@@ -63,8 +76,8 @@ class Running:
     hops: dict[str, Hop] = field(default_factory=dict)
     set_hops: dict[int, Hop] = field(default_factory=dict)
     modes: Mapping[str, str] = field(default_factory=dict)
-    links: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Interfaces as they were when they were attached: index and hardware address."""
+    links: dict[str, Link] = field(default_factory=dict)
+    """Interfaces as they were when all that hangs on them was set."""
     routes_due: float = 0.0
     """When routes are to be looked up again."""
     tags: dict[str, str] = field(default_factory=dict)
@@ -159,7 +172,10 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     """Make it so. What is so already costs little. Raises where the kernel refuses, with a part done."""
     forwarder, section = running.forwarder, wanted.section
     unsure = not running.settled
-    anew = unsure or section != running.arrangement.section
+    links = links_of(section.interfaces)
+    moved = have_moved(running.links, links)
+    changed = moved or section != running.arrangement.section
+    anew = unsure or changed
     running.settled = False
     hosts = wanted.hosts
     # Of those that rows still name, too.
@@ -169,6 +185,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
     save(running)
     forwarder.configure(section)
+    running.routes_due = 0.0 if changed else running.routes_due
     running.hops = look_at_hops(running, section, hosts, wait=not running.hops)
     set_hosts(running, hosts, anew=anew)
     if wanted.me is not None:
@@ -188,10 +205,10 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.services = {service.name: service for service in wanted.services}
     running.numbers = numbered
     forwarder.flush()
-    running.links = links_of(section.interfaces)
-    running.modes = forwarder.attach([name for name in section.interfaces if name in running.links])
+    running.modes = forwarder.attach([name for name in section.interfaces if name in links])
     running.arrangement = wanted
-    set_ways(running)
+    set_ways(running, anew=moved)
+    running.links = links
     kept = {numbers[host] for host in hosts}
     for number in set(forwarder.hosts()) - kept:
         forwarder.drop_host(number)
@@ -288,7 +305,7 @@ def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:
             running.set_hops[number] = hop
 
 
-def set_ways(running: Running) -> None:
+def set_ways(running: Running, *, anew: bool = False) -> None:
     """For checks: through IPIP they find their way by the mark alone."""
     section = running.section
     if section.role != "director":
@@ -301,20 +318,32 @@ def set_ways(running: Running) -> None:
                 number = running.state.numbers.by_host.get(member.host)
                 if hop is not None and number is not None:
                     wanted.add(Way.to(number, service.where[0], hop))
-    running.ways.set(way for way in wanted if way is not None)
+    running.ways.set((way for way in wanted if way is not None), anew=anew)
 
 
-def links_of(interfaces: Collection[str]) -> dict[str, tuple[int, str]]:
+def links_of(interfaces: Collection[str]) -> dict[str, Link]:
     """Those of the interfaces that are there."""
     from pyroute2 import IPRoute
 
     with IPRoute() as kernel:
         found = {link.get_attr("IFLA_IFNAME"): link for link in kernel.get_links()}
     return {
-        name: (found[name]["index"], str(found[name].get_attr("IFLA_ADDRESS")))
+        name: Link(
+            link["index"],
+            str(link.get_attr("IFLA_ADDRESS")),
+            bool(link["flags"] & IFF_UP),
+            link.get_attr("IFLA_CARRIER_CHANGES") or 0,
+        )
         for name in interfaces
-        if name in found
+        if (link := found.get(name)) is not None
     }
+
+
+def have_moved(before: Mapping[str, Link], now: Mapping[str, Link]) -> bool:
+    """Whether what hangs on interfaces has to be set anew. For one that is down that has time."""
+    return before.keys() != now.keys() or any(
+        link.index != before[name].index or (link.up and link != before[name]) for name, link in now.items()
+    )
 
 
 def set_up_vips(running: Running, section: PacketConfig, vips: set[str]) -> None:

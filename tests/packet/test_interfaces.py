@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pybalancer._core import PacketPath
+from pybalancer.packet.marks import mark, neighbour
 from tests.wire.namespace import Namespace, namespace, needs_namespaces
+from tests.wire.net import until
+
+from .conftest import Start
+from .fleet import Serve
+from .test_lifecycle import shown
+from .topology import ROUTER, VIP, VIP6, Machine
 
 SECRET, SIZE = bytes(16), 13
 MOST_INTERFACES, TRIES = 64, 4
@@ -122,3 +130,102 @@ def test_one_that_is_elsewhere_now_has_no_program_there(inside: Namespace, pin: 
             assert "xdp" not in os.popen("ip link show eth0").read()
     assert (links() - before, pins(pin)) == (0, [])
     path.close(keep=False)
+
+
+CHECK = 'kind = "tcp"\ninterval = "200ms"'
+NEW = "02:00:00:00:77:01"
+
+
+def heard(machine: Machine, count: int) -> set[str]:
+    """Hardware addresses that the next frames for the service come from."""
+    with machine.space.inside():
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    found: list[str] = []
+    with wire:
+        wire.settimeout(30)
+        while len(found) < count:
+            frame = wire.recv(2048)
+            if frame[30:34] == socket.inet_aton(VIP):
+                found.append(frame[6:12].hex(":"))
+    return set(found)
+
+
+def way_of_checks(serving: Serve, vip: str) -> str:
+    """To the first machine: route, and for IPv6 the neighbour that it goes by."""
+    space, table = serving.machine.space, mark(1)
+    if ":" not in vip:
+        return shown(space, f"ip route show table {table}")
+    route = shown(space, f"ip -6 route show table {table}")
+    return route and shown(space, f"ip -6 neigh show {neighbour(1)}")
+
+
+@pytest.mark.parametrize("role", ["director", "backend"])
+def test_another_hardware_address_is_taken_up(start: Start, role: str) -> None:
+    _, fleet, talking = start(directors=1, backends=2)
+    talking.open(VIP, 20)
+    talking.open(VIP6, 20)
+    serving = fleet.directors["d1"] if role == "director" else fleet.agents["b2"]
+    for version, setting in (("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")):
+        # Others would find it out by themselves only after half a minute.
+        serving.machine.space.set(f"{version}/conf/eth0/{setting}", 1)
+    serving.machine.space.ip(f"link set eth0 address {NEW}")
+    assert talking.lost(talking.conversations) == []
+    if role == "backend":
+        # Then b2 sends on what b1 has, and says so in its address.
+        fleet.apply(replace(fleet.plan, weights={"b1": 0}))
+    new = NEW if role == "director" else NEW.replace("02:00:00", "02:70:61")
+    assert heard(fleet.agents["b1"].machine, 20) == {new}
+    assert talking.lost(talking.conversations) == []
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP6])
+def test_checks_find_their_way_after_the_interface_was_down(start: Start, vip: str) -> None:
+    made, fleet, talking = start(
+        directors=1, backends=2, health=CHECK, vips=(vip if vip == VIP else f"[{VIP6}]",)
+    )
+    director = fleet.directors["d1"]
+    until(lambda: way_of_checks(director, vip), "the way of checks")
+    net, space = made.front, director.machine.space
+    space.ip("link set eth0 down", "link set eth0 up")
+    assert not way_of_checks(director, vip), "the kernel has removed it"
+    space.own("eth0", f"{net.address6(director.machine.number)}/64")
+    space.ip(
+        f"route add default via {net.address(ROUTER)}", f"-6 route replace default via {net.address6(ROUTER)}"
+    )
+    until(lambda: way_of_checks(director, vip), "the way of checks is there again")
+    until(lambda: all(one["takes_new"] for one in director.packet()["machines"]), "checks that pass")
+    assert {one.server for one in talking.open(vip, 30)} == {"b1", "b2"}
+
+
+@pytest.mark.parametrize("kind", ["bridge", "macvlan"])
+@pytest.mark.parametrize("role", ["director", "backend"])
+def test_packets_go_on_by_an_interface_on_top_of_another(start: Start, role: str, kind: str) -> None:
+    made, fleet, talking = start(directors=1, backends=2, xdp="auto")
+    talking.open(VIP, 20)
+    talking.open(VIP6, 20)
+    serving = fleet.directors["d1"] if role == "director" else fleet.agents["b1"]
+    machine, net = serving.machine, made.front
+    if kind == "bridge":
+        machine.space.ip("link add top0 type bridge forward_delay 0 mcast_snooping 0")
+        machine.space.ip(f"link set top0 address {machine.space.mac('eth0')}", "link set eth0 master top0")
+    else:
+        machine.space.ip("link add link eth0 name top0 type macvlan mode bridge")
+    # What is below answers for nobody.
+    machine.space.set("ipv4/conf/all/arp_ignore", 1)
+    machine.space.set("ipv4/conf/top0/rp_filter", 0)
+    machine.space.ip("addr flush dev eth0", "link set top0 up")
+    machine.space.own("top0", f"{machine.address}/24", f"{machine.address6}/64")
+    machine.space.ip(
+        f"route add default via {net.address(ROUTER)}", f"-6 route replace default via {net.address6(ROUTER)}"
+    )
+    # They would find another hardware address out by themselves only after half a minute.
+    made.router.ip("neigh flush dev front")
+    fleet.directors["d1"].machine.space.ip("neigh flush all")
+    fleet.apply(replace(fleet.plan, interfaces=("top0",)), [serving])
+    assert serving.packet()["interfaces"] == {"top0": "generic"}
+    assert talking.lost(talking.conversations) == []
+    assert {one.server for one in talking.open(VIP, 30)} == {"b1", "b2"}
+    what = "forwarded" if role == "director" else "delivered"
+    before = serving.packet()["reasons"][what]
+    until(lambda: serving.packet()["reasons"][what] > before, "packets by the new interface")
+    assert talking.lost(talking.conversations) == []
