@@ -10,7 +10,7 @@
 #                 every backend restarted under live WebSockets, side by side with HAProxy and nginx
 #   make bench-packet
 #                 what a packet costs in packet mode, and what breaks when backends change (as root)
-#   make bpf      the programs of the packet room, after a change of rust/packet/balancer.bpf.c
+#   make bpf      the programs of the packet room, after a change of rust/packet/*.bpf.[ch]
 #   make build    the extension module, into this checkout
 #
 # Needs Python >= 3.11 with venv, a Rust toolchain and a C compiler.

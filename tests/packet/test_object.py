@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STALE = "rust/packet/balancer.bpf.o is not made from balancer.bpf.c: run `make bpf`"
+STALE = "rust/packet/balancer.bpf.o is not made from its sources: run `make bpf`"
 
 pytestmark = pytest.mark.pure
 
@@ -26,6 +26,18 @@ def test_the_object_names_its_source() -> None:
     made = build_bpf()
     named = re.findall(rb"\b[0-9a-f]{64}\b", made.OBJECT.read_bytes())
     assert named == [made.digest().encode()], STALE
+
+
+@pytest.mark.parametrize("name", ["balancer.bpf.c", "layout.bpf.h", "read.bpf.h"])
+def test_each_source_counts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build_bpf()
+    for path in (made.SOURCE, *made.HEADERS):
+        more = b"//" if path.name == name else b""
+        (tmp_path / path.name).write_bytes(path.read_bytes() + more)
+    before = made.digest()
+    monkeypatch.setattr(made, "SOURCE", tmp_path / made.SOURCE.name)
+    monkeypatch.setattr(made, "HEADERS", [tmp_path / path.name for path in made.HEADERS])
+    assert made.digest() != before
 
 
 def test_the_source_makes_the_object(tmp_path: Path) -> None:
