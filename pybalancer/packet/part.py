@@ -39,13 +39,25 @@ class PacketPart:
         others: Collection[str] = packet.only_packets(config) if config.packet.role == "backend" else ()
         self._watcher.update(config, addresses, others)
 
-    def _takers(self, health: Mapping[Key, BackendHealth]) -> set[Key]:
-        """Backends that get new flows. What has weight 0 does not, but that is no matter of health."""
-        return {key for key, known in health.items() if known.up and key not in self._draining.backends}
+    def _takers(self, config: Config, health: Mapping[Key, BackendHealth]) -> set[Key]:
+        """Backends that get new flows.
+
+        Where none of a pool is up it is all of them, for a check may be wrong: so packets go by the table of
+        when all were up, and not to the one that was the last to go down.
+        """
+        found = set[Key]()
+        for pool in packet.pools(config):
+            weighty = [(pool, each.name) for each in config.pools[pool].backends if each.weight]
+            left = [key for key in weighty if key not in self._draining.backends]
+            up = [key for key in left if health[key].up]
+            found.update(up or left or weighty)
+        return found
 
     async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:
         self._packets_wanted = True
-        await self._packet.apply(config, addresses, self._takers(self._health(config, addresses)), secret)
+        await self._packet.apply(
+            config, addresses, self._takers(config, self._health(config, addresses)), secret
+        )
 
     async def _close_packets(self) -> None:
         await self._packet.close(keep=self._packets_go_on())

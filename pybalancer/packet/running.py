@@ -35,8 +35,8 @@ _log = logging.getLogger("pybalancer")
 
 SETTLE: Final = 1.0
 """Seconds that the neighbours have at the start to say their hardware addresses."""
-ROUTES: Final = 10.0
-"""Seconds between two looks at all routes: a thousand questions."""
+TAGS: Final = 10.0
+"""Seconds between two looks at what cards do with VLAN tags."""
 MOST_SERVICES: Final = 256
 
 
@@ -71,7 +71,11 @@ class Running:
     """What is to be done about VLAN tags, by interface."""
     tags_due: float = 0.0
     ways: Ways = field(default_factory=Ways)
+    ways_due: float | None = None
+    """When they are to be looked at; None while checks need none."""
     vips: set[str] = field(default_factory=set)
+    """Addresses that are on ``lo``."""
+    vips_due: float = 0.0
 
     @property
     def section(self) -> PacketConfig:
@@ -175,7 +179,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
         forwarder.set_me(numbers[wanted.me])
     for service in wanted.services:
         number = numbered[service.name]
-        table = Table.of(wanted.known[service.name], numbers, section.mtu)
+        table = Table.of(wanted.known[service.key], numbers, section.mtu)
         if not table.known.generations:
             raise PybalancerError(f"no backend of pool {service.pool} may take packets: all have weight 0")
         if unsure or running.tables.get(number) != table:
@@ -248,13 +252,18 @@ def number_services(forwarder: Forwarder, wanted: Sequence[Service]) -> dict[str
     return numbered
 
 
+def until_next(questions: int) -> float:
+    """Seconds until the kernel may be asked so many questions again: each takes some 0.2 ms."""
+    return 2.0 + 0.01 * questions
+
+
 def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
     """The next hops; with ``wait`` neighbours get a moment to answer."""
     direct = section.forward == "l2"
     now = time.monotonic()
     routes = wait or now >= running.routes_due
     if routes:
-        running.routes_due = now + ROUTES
+        running.routes_due = now + until_next(len(hosts))
     found = hops.look(hosts, running.hops, direct=direct, routes=routes)
     deadline = time.monotonic() + SETTLE
     while wait and time.monotonic() < deadline:
@@ -265,10 +274,44 @@ def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wa
     return found
 
 
+def follow_hops(running: Running) -> None:
+    hosts = set(running.hops)
+    running.hops = look_at_hops(running, running.section, hosts, wait=False)
+    set_hosts(running, hosts)
+    running.forwarder.flush()
+
+
+def follow_links(running: Running) -> None:
+    links = links_of(running.section.interfaces)
+    if links != running.links:
+        # One that comes back is another one to the kernel.
+        running.modes = running.forwarder.attach([one for one in running.section.interfaces if one in links])
+        running.links = links
+
+
+def look_at_vips(running: Running) -> None:
+    """Whoever configures this machine's network may know nothing of our addresses, and remove them."""
+    now = time.monotonic()
+    if now < running.vips_due:
+        return
+    running.vips_due = now + until_next(len(running.arrangement.vips))
+    before = running.state
+    running.vips = set()
+    set_up_vips(running, running.section, running.arrangement.vips)
+    if running.state != before:
+        save(running)
+
+
+def save_late(running: Running) -> None:
+    """What could not be saved: there may be room now."""
+    if running.unsaved:
+        save(running)
+
+
 def look_at_tags(running: Running) -> None:
     now = time.monotonic()
     if running.section.engine == "xdp" and now >= running.tags_due:
-        running.tags_due = now + ROUTES
+        running.tags_due = now + TAGS
         running.tags = tags.hidden(running.section.interfaces)
 
 
@@ -293,15 +336,24 @@ def set_ways(running: Running) -> None:
     section = running.section
     if section.role != "director":
         return
-    wanted = set()
-    for service in running.services.values() if section.forward == "l2" else ():
+    if section.forward != "l2":
+        if running.ways_due is not None:
+            Ways.clean()
+            running.ways, running.ways_due = Ways(), None
+        return
+    now, wanted = time.monotonic(), set()
+    look = running.ways_due is None or now >= running.ways_due
+    if look:
+        Ways.guard()
+        running.ways_due = now + until_next(len(running.hops) * len(running.services))
+    for service in running.services.values():
         if service.checked:
             for member in service.all:
                 hop = running.hops.get(member.host)
                 number = running.state.numbers.by_host.get(member.host)
                 if hop is not None and number is not None:
                     wanted.add(Way.to(number, service.where[0], hop))
-    running.ways.set(way for way in wanted if way is not None)
+    running.ways.set((way for way in wanted if way is not None), look=look)
 
 
 def links_of(interfaces: Collection[str]) -> dict[str, tuple[int, str]]:

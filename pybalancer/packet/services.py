@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pybalancer import _core
 from pybalancer.config import packet
+from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError
 from pybalancer.packet.forwarder import Address
 from pybalancer.packet.generations import Generation, History, Member, generation
@@ -31,6 +32,12 @@ class Service:
     all: tuple[Member, ...]
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
+
+    @property
+    def key(self) -> str:
+        """What its history is kept by: connections are to an address, whatever the listener is called."""
+        address, port, protocol = self.where
+        return f"{join(address, port)} {protocol}"
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
