@@ -594,6 +594,8 @@ class PacketPath:
         """Encapsulate what leaves by this interface with the mark 0x70620000 | id to that backend (tcx)."""
     def detach(self, interface: str) -> None:
         """Leave its packets alone, probes too."""
+    def forget_gone(self) -> None:
+        """Keep nothing of interfaces that are gone, or in another namespace now. ``attach`` does it, too."""
     def interfaces(self) -> dict[str, Literal["native", "generic"]]:
         """Those with a program that handles packets; found ones too, which ``attach`` would take over."""
     def set_backend(
@@ -625,6 +627,8 @@ class PacketPath:
         Everybody's until this is called first, then as it was called last; of the process before, too. Who
         is in the networks of before and in the new ones is so at every moment. Of agents.
         """
+    def trusted(self) -> list[str] | None:
+        """The networks that were set by that, each with its length (``10.0.0.1/32``)."""
     def set_service(
         self,
         number: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,24 +125,40 @@ def pin_name(role: str) -> str:
     return f"pybalancer/{role}-{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
-class XdpForwarder:
-    """By the programs of the packet room."""
+LATE: Final = 3600.0
+"""Seconds that machines may reload later than a backend whose ``forward`` has become l2."""
 
-    def __init__(self, section: PacketConfig, secret: bytes, size: int) -> None:
+
+class XdpForwarder:
+    """By the programs of the packet room. ``former`` is what forwards until this does."""
+
+    def __init__(
+        self, section: PacketConfig, secret: bytes, size: int, former: Forwarder | None = None
+    ) -> None:
         self._section, self._secret, self._size = section, secret, size
         self._director = section.role == "director"
         role: Literal["director", "agent"] = "director" if self._director else "agent"
         self._path = _core.PacketPath(role, secret=secret, size=size, pin=pin_name(role))
         self._hops: dict[int, Hop] = {}
         self._me = 0
-        self._trusted: set[str] | None = set()
-        """Whom the kernel's part trusts; at first that is not known."""
+        trusted = self._path.trusted()
+        self._trusted = set(trusted) if trusted is not None else None
+        """Whose outer headers are taken off now; None: everybody's."""
+        self._late: set[str] | None = set()
+        """By whom packets may still be wrapped that go by l2 here, as they were before."""
+        self._late_until = time.monotonic() + LATE
+        if self._path.adopted:
+            self._late = self._trusted
+        elif isinstance(former, XdpForwarder):
+            self._late = former._trusted
 
     @property
     def adopted(self) -> bool:
         return self._path.adopted
 
     def configure(self, section: PacketConfig) -> None:
+        if (self._section.forward, section.forward) == ("ipip", "l2"):
+            self._late, self._late_until = self._trusted, time.monotonic() + LATE
         self._section = section
 
     def hosts(self) -> Mapping[int, str]:
@@ -193,6 +210,7 @@ class XdpForwarder:
         self._path.drop_service(number)
 
     def only(self, interfaces: Collection[str]) -> None:
+        self._path.forget_gone()
         for name in self._path.interfaces():
             if name not in interfaces:
                 self._path.detach(name)
@@ -209,13 +227,21 @@ class XdpForwarder:
     def flush(self) -> None:
         if self._director:
             return
-        trusted, source = None, self._section.source
-        if self._section.directors:
-            others = (hop.host for number, hop in self._hops.items() if number != self._me)
-            trusted = {*self._section.directors, *others, *((source,) if source is not None else ())}
+        trusted = self._whom()
         if trusted != self._trusted:
             self._path.set_trusted(None if trusted is None else sorted(trusted))
             self._trusted = trusted
+
+    def _whom(self) -> set[str] | None:
+        """Whose outer headers a backend takes off; None: everybody's."""
+        others = {hop.host for number, hop in self._hops.items() if number != self._me}
+        if self._section.forward == "ipip":
+            source = self._section.source
+            named = {*others, *self._section.directors, *((source,) if source is not None else ())}
+            return named if self._section.directors else None
+        # Nobody wraps for l2, but backends that change to ipip sooner than this one, and who changes later.
+        late = self._late if time.monotonic() < self._late_until else set()
+        return others | late if late is not None else None
 
     def counts(self) -> Counts:
         reasons, services, hosts = self._path.counts()

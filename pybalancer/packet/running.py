@@ -129,7 +129,7 @@ def rekeyed(former: Running, wanted: Arrangement, secret: bytes, size: int) -> R
     """
     running = replace(
         former,
-        forwarder=_forwarder(wanted.section, secret, size),
+        forwarder=_forwarder(wanted.section, secret, size, former.forwarder),
         secret=secret,
         size=size,
         settled=False,
@@ -151,12 +151,12 @@ def rekeyed(former: Running, wanted: Arrangement, secret: bytes, size: int) -> R
     return running
 
 
-def _forwarder(section: PacketConfig, secret: bytes, size: int) -> Forwarder:
+def _forwarder(section: PacketConfig, secret: bytes, size: int, former: Forwarder | None = None) -> Forwarder:
     if section.engine == "nftables":
         from pybalancer.packet.nft import NftForwarder
 
         return NftForwarder(section, secret, size)
-    return XdpForwarder(section, secret, size)
+    return XdpForwarder(section, secret, size, former)
 
 
 def arrange(running: Running, wanted: Arrangement) -> None:

@@ -12,6 +12,9 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from pybalancer import _core
+from pybalancer.config.packet_model import PacketConfig
+from pybalancer.packet import forwarder
+from pybalancer.packet.hops import Hop
 from tests.wire.namespace import Namespace
 
 SECRET = bytes(16)
@@ -100,6 +103,60 @@ def test_the_next_process_finds_who_was_named(inside: None, pin: str) -> None:
     again.set_trusted(["10.8.0.0/16"])
     assert (taken(again, "10.9.1.2"), taken(again, "10.8.1.2")) == (False, True)
     again.close(keep=False)
+
+
+def test_what_is_set_can_be_read(inside: None) -> None:
+    path = agent()
+    assert path.trusted() is None
+    networks = {"10.9.0.0/16", "0.0.0.0/0", "10.8.0.1/32", "2001:db8::/32", "2001:db8::1/128"}
+    path.set_trusted(sorted(networks))
+    assert set(path.trusted() or ()) == networks
+    path.set_trusted([])
+    assert path.trusted() == []
+    path.close(keep=False)
+
+
+def test_who_was_trusted_before_l2_is_so_for_an_hour(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(forwarder.time, "monotonic", lambda: now)
+    ipip = PacketConfig(role="backend", interfaces=("here",), forward="ipip", directors=("10.9.0.0/16",))
+    l2 = PacketConfig(role="backend", interfaces=("here",), forward="l2")
+
+    def set_hosts(made: forwarder.XdpForwarder) -> None:
+        for number, host in ((1, ME), (2, "10.1.0.2")):
+            made.set_host(number, Hop(host, "here", None, ME, bytes(6)))
+        made.set_me(1)
+        made.flush()
+
+    def whom() -> set[str] | None:
+        made.flush()
+        trusted = made._path.trusted()
+        return set(trusted) if trusted is not None else None
+
+    made = forwarder.XdpForwarder(l2, SECRET, 13)
+    try:
+        set_hosts(made)
+        assert whom() == {"10.1.0.2/32"}, "from the start nobody but the other backends"
+        anybody = ipip.model_copy(update={"directors": ()})
+        for named, before in ((ipip, {"10.9.0.0/16", "10.1.0.2/32"}), (anybody, None)):
+            made.configure(named)
+            assert whom() == before
+            now += 2 * forwarder.LATE
+            made.configure(l2)
+            assert whom() == before
+            # Whatever else is reloaded meanwhile.
+            made.configure(l2)
+            now += forwarder.LATE - 1
+            assert whom() == before
+            now += 2
+            assert whom() == {"10.1.0.2/32"}
+        made.configure(ipip)
+        whom()
+        rekeyed = forwarder.XdpForwarder(l2, bytes([1] * 16), 13, made)
+        set_hosts(rekeyed)
+        assert set(rekeyed._path.trusted() or ()) == {"10.9.0.0/16", "10.1.0.2/32"}
+    finally:
+        made.close(keep=False)
 
 
 @pytest.mark.parametrize(("networks", "words"), [

@@ -175,6 +175,13 @@ impl PacketPath {
         self.with(py, |path| path.detach(interface))
     }
 
+    fn forget_gone(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |path| {
+            path.forget_gone();
+            Ok(())
+        })
+    }
+
     fn interfaces(&self, py: Python<'_>) -> PyResult<BTreeMap<String, &'static str>> {
         let found = self.with(py, |path| Ok(path.interfaces()))?;
         Ok(found
@@ -251,6 +258,12 @@ impl PacketPath {
             })
             .transpose()?;
         self.with(py, |path| path.set_trusted(networks.as_deref()))
+    }
+
+    fn trusted(&self, py: Python<'_>) -> PyResult<Option<Vec<String>>> {
+        let networks = self.with(py, |path| path.trusted())?;
+        let written = |(address, fixed): (IpAddr, u8)| format!("{address}/{fixed}");
+        Ok(networks.map(|all| all.into_iter().map(written).collect()))
     }
 
     #[pyo3(signature = (number, address, port, protocol, rows, *, mtu=1500))]

@@ -1,6 +1,6 @@
 //! Programs at interfaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -185,6 +185,19 @@ impl Links {
         }
     }
 
+    /// Forget the links of interfaces that are not in this network namespace any more; the numbers of the others.
+    pub fn forget_gone(&mut self, pins: Option<&Pins>) -> BTreeSet<u32> {
+        let all = self.links.iter().chain(&self.foreign);
+        let (there, gone): (Vec<_>, Vec<_>) = all
+            .map(|(key, link)| (*key, is_at(link.as_fd(), key.0)))
+            .partition(|(_, there)| *there);
+        for ((number, mode), _) in gone {
+            // One that is in another namespace now still runs the program.
+            self.detach_mode(number, mode, pins);
+        }
+        there.into_iter().map(|((number, _), _)| number).collect()
+    }
+
     /// Interfaces with XDP, by number, and how. Those that were found, too.
     pub fn interfaces(&self) -> BTreeMap<u32, Mode> {
         self.links
@@ -194,6 +207,11 @@ impl Links {
             .copied()
             .collect()
     }
+}
+
+/// Whether a link is still at the interface of this number, in this network namespace.
+fn is_at(link: BorrowedFd<'_>, number: u32) -> bool {
+    sys::link_interface(link).is_ok_and(|found| found == number) && name_of(number).is_some()
 }
 
 fn forget((number, mode): &(u32, Mode), pins: Option<&Pins>) {

@@ -1,5 +1,6 @@
 //! What is shared with the programs: maps, two of them as memory, and the grace between changes.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -101,11 +102,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// Leave what comes by an interface alone.
-    pub fn drop_interface(&self, number: u32) {
-        let found = self.interface(number, number);
-        if let Some(index) = found.and_then(|at| self.settings.word(at)) {
-            index.store(0, Ordering::SeqCst);
+    /// Leave what comes by other interfaces than these alone: their places are free for others.
+    pub fn keep_interfaces(&self, kept: &BTreeSet<u32>) {
+        let places = (0..MAX_INTERFACES as usize).map(|place| place * 3 + INTERFACE_WORD);
+        for index in places.filter_map(|at| self.settings.word(at)) {
+            if !kept.contains(&index.load(Ordering::Relaxed)) {
+                index.store(0, Ordering::SeqCst);
+            }
         }
     }
 

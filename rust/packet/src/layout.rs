@@ -211,6 +211,19 @@ pub fn network_key(address: IpAddr, fixed: u8) -> [u8; 20] {
     key
 }
 
+/// The network that lies so in `trusted`.
+pub fn network_of(key: &[u8]) -> Option<(IpAddr, u8)> {
+    let (fixed, address) = key.split_first_chunk::<4>()?;
+    let address = address_of(address.try_into().ok()?);
+    let fixed = u32::from_ne_bytes(*fixed);
+    let fixed = if address.is_ipv4() {
+        fixed.checked_sub(96)?
+    } else {
+        fixed
+    };
+    Some((address, u8::try_from(fixed).ok()?))
+}
+
 /// `struct service`
 pub fn service(number: u32, mtu: u32) -> [u8; 8] {
     let mut value = [0; 8];
@@ -251,10 +264,11 @@ impl Hop {
             _ => ([0; 6], 0, [0; 6]),
         };
         let v6 = self.address.to_canonical().is_ipv6();
-        let mut flags = KNOWN;
+        // A backend knows by it which outer headers are to itself, also where it puts none around anything.
+        let mut flags = KNOWN | if v6 { OUTER_V6 } else { 0 };
         let (mut source, mut spread) = ([0; 16], 0);
         if let Some((from, fixed)) = self.outer {
-            flags |= ENCAPSULATE | if v6 { OUTER_V6 } else { 0 };
+            flags |= ENCAPSULATE;
             let bits: u32 = if v6 { 128 } else { 32 };
             // At most the last 32 bits vary: that is as much as a hash has to give.
             let free = bits.saturating_sub(u32::from(fixed)).min(32);
@@ -292,6 +306,15 @@ mod tests {
         assert_ne!(key("10.0.1.77", 28), key("10.0.1.64", 27));
         assert_eq!(key("2001:db8::1", 64), key("2001:db8::", 64));
         assert_eq!(key("::1", 0), [0; 20]);
+        for (text, fixed) in [
+            ("10.0.1.64", 28),
+            ("0.0.0.0", 0),
+            ("2001:db8::", 32),
+            ("::", 0),
+        ] {
+            let network = (text.parse().unwrap(), fixed);
+            assert_eq!(network_of(&key(text, fixed)), Some(network));
+        }
         let all_v4 = key("1.2.3.4", 0);
         assert_eq!(all_v4[..4], 96_u32.to_ne_bytes());
         assert_eq!(all_v4[14..], [0xff, 0xff, 0, 0, 0, 0]);

@@ -15,6 +15,7 @@ use crate::loader::{self, Maps};
 use crate::object;
 use crate::pins::Pins;
 use crate::services::{Key, Services};
+use crate::support;
 use crate::sys;
 use crate::trusted::{self, Network};
 
@@ -87,6 +88,7 @@ impl PacketPath {
                 "a table cannot have {size} slots"
             )));
         }
+        support::lift_locked_limit();
         if object::layout().map_err(PacketError::new)? != LAYOUT {
             return Err(PacketError::new(
                 "the object and this program do not belong together: run `make bpf`",
@@ -130,6 +132,7 @@ impl PacketPath {
     pub fn attach(&mut self, name: &str, modes: &[Mode]) -> Result<Mode, PacketError> {
         let number = attach::number_of(name)?;
         let mac = hardware_address(name)?;
+        self.forget_gone();
         self.kernel.set_interface(number, mac)?;
         let mode = self
             .links
@@ -163,8 +166,14 @@ impl PacketPath {
         if !self.links.detach(number, self.pins.as_ref()) {
             return Err(PacketError::new(format!("nothing is attached to {name}")));
         }
-        self.kernel.drop_interface(number);
+        self.forget_gone();
         Ok(())
+    }
+
+    /// Keep nothing of interfaces that have gone, to another network namespace too.
+    pub fn forget_gone(&mut self) {
+        let there = self.links.forget_gone(self.pins.as_ref());
+        self.kernel.keep_interfaces(&there);
     }
 
     /// Interfaces with a program, by name.
@@ -222,6 +231,11 @@ impl PacketPath {
     /// Whose outer headers an agent takes off, see [`trusted::set`]; everybody's until this is called.
     pub fn set_trusted(&mut self, networks: Option<&[Network]>) -> Result<(), PacketError> {
         trusted::set(self.kernel.maps.trusted.as_fd(), networks)
+    }
+
+    /// What was set by that, of a process before, too; None: everybody's.
+    pub fn trusted(&self) -> Result<Option<Vec<Network>>, PacketError> {
+        trusted::get(self.kernel.maps.trusted.as_fd())
     }
 
     /// A service and its rows, see [`Services::set`].
@@ -391,6 +405,7 @@ fn baseline() -> Result<OwnedFd, PacketError> {
 
 /// Whether the kernel lets this process have programs and maps at all.
 pub fn try_out() -> Result<(), PacketError> {
+    support::lift_locked_limit();
     loader::new_table(8)?;
     baseline().map(drop)
 }

@@ -37,6 +37,24 @@ pub fn kernel() -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
+/// Whether maps count as locked memory. Whoever has more than RLIMIT_MEMLOCK of it, 64 KiB by default, gets EPERM.
+pub fn counts_locked() -> bool {
+    kernel().is_some_and(|version| version < (5, 11))
+}
+
+/// Have as much locked memory as maps take, where that counts. It takes CAP_SYS_RESOURCE; who lacks it is told
+/// when a map is refused.
+pub fn lift_locked_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let endless = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if counts_locked() {
+        let _ = setrlimit(Resource::Memlock, endless);
+    }
+}
+
 /// What is missing, each a sentence that says what to do; none if all is there. `checks`: with what
 /// [`attach_probe`](crate::path::PacketPath::attach_probe) needs.
 pub fn missing(interface: Option<&str>, checks: bool) -> Vec<String> {

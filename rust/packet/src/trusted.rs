@@ -5,19 +5,20 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use crate::error::{PacketError, refused};
-use crate::layout::{MAX_TRUSTED, network_key};
+use crate::layout::{MAX_TRUSTED, network_key, network_of};
 use crate::sys;
 
 /// An address and how many of its first bits are fixed.
 pub type Network = (IpAddr, u8);
 
+/// One that covers all: who is in it is everybody.
+const EVERYBODY: [u8; 20] = [0; 20];
+
 /// From now on from these alone; None: from everybody. Those that come are there before any goes, so who is
 /// among them before and after is at every moment.
 pub fn set(map: BorrowedFd<'_>, networks: Option<&[Network]>) -> Result<(), PacketError> {
-    // One that covers all.
-    let everybody = [0; 20];
     let wanted = match networks {
-        None => BTreeSet::from([everybody]),
+        None => BTreeSet::from([EVERYBODY]),
         Some(networks) => networks
             .iter()
             .copied()
@@ -32,7 +33,7 @@ pub fn set(map: BorrowedFd<'_>, networks: Option<&[Network]>) -> Result<(), Pack
             wanted.len()
         )));
     }
-    let there = sys::map_keys(map, everybody.len()).map_err(refused("read who is trusted"))?;
+    let there = keys(map)?;
     for key in &wanted {
         if !there.iter().any(|found| found == key) {
             sys::map_update(map, key, &[1]).map_err(refused("note who is trusted"))?;
@@ -44,6 +45,17 @@ pub fn set(map: BorrowedFd<'_>, networks: Option<&[Network]>) -> Result<(), Pack
         }
     }
     Ok(())
+}
+
+/// From whom it is now; None: from everybody.
+pub fn get(map: BorrowedFd<'_>) -> Result<Option<Vec<Network>>, PacketError> {
+    let there = keys(map)?;
+    let everybody = there.iter().any(|key| *key == EVERYBODY);
+    Ok((!everybody).then(|| there.iter().filter_map(|key| network_of(key)).collect()))
+}
+
+fn keys(map: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, PacketError> {
+    sys::map_keys(map, EVERYBODY.len()).map_err(refused("read who is trusted"))
 }
 
 fn key((address, fixed): Network) -> Result<[u8; 20], PacketError> {

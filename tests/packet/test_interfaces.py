@@ -1,0 +1,124 @@
+"""Interfaces that go and come, under the programs of a process that stays."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pybalancer._core import PacketPath
+from tests.wire.namespace import Namespace, namespace, needs_namespaces
+
+SECRET, SIZE = bytes(16), 13
+MOST_INTERFACES, TRIES = 64, 4
+"""Places for interfaces in the settings, and those that one of them may have."""
+
+pytestmark = needs_namespaces
+
+
+@pytest.fixture
+def inside() -> Iterator[Namespace]:
+    with namespace() as made, made.inside():
+        yield made
+
+
+@pytest.fixture
+def pin() -> Iterator[str]:
+    name = f"pybalancer-test/interfaces-{os.getpid()}"
+    yield name
+    director(name).close(keep=False)
+    Path("/sys/fs/bpf", name).parent.rmdir()
+
+
+def director(pin: str) -> PacketPath:
+    return PacketPath("director", secret=SECRET, size=SIZE, pin=pin)
+
+
+def make(inside: Namespace, name: str, number: int | str = "") -> int:
+    """An interface, of this number if one is given; its number."""
+    index = f"index {number}" if number else ""
+    inside.ip(f"link add name {name} {index} type veth peer name {name}-end")
+    return socket.if_nametoindex(name)
+
+
+def links() -> int:
+    """How many links this process has open."""
+    return sum(
+        "bpf_link" in os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()
+    )
+
+
+def pins(pin: str) -> list[str]:
+    """Pinned links."""
+    return sorted(each.name for each in Path("/sys/fs/bpf", pin).iterdir() if each.name[-1].isdigit())
+
+
+@pytest.mark.parametrize(("step", "times"), [("", MOST_INTERFACES + 6), (MOST_INTERFACES, TRIES + 2)])
+def test_one_that_comes_back_takes_no_more_than_one_place(
+    inside: Namespace, pin: str, step: int | str, times: int
+) -> None:
+    """Each time another number, and in the end more of them than there are places."""
+    path, before = director(pin), links()
+    for time in range(times):
+        number = make(inside, "eth0", step and 10 + int(step) * time)
+        path.attach("eth0", "generic")
+        path.attach_probe("eth0")
+        assert links() - before == 2
+        assert pins(pin) == [f"egress_{number}", f"generic_{number}"]
+        inside.ip("link del eth0")
+    assert path.interfaces() == {}
+    path.forget_gone()
+    assert (links() - before, pins(pin)) == (0, [])
+    path.close(keep=False)
+
+
+def test_one_that_cannot_be_attached_keeps_no_place(inside: Namespace, pin: str) -> None:
+    path = director(pin)
+    for time in range(TRIES + 2):
+        # Its other end may send frames that are too long for native XDP.
+        make(inside, "wide", 10 + MOST_INTERFACES * time)
+        inside.ip("link set wide-end mtu 9000")
+        with pytest.raises(Exception, match="an MTU above"):
+            path.attach("wide", "native")
+        inside.ip("link set wide-end mtu 1500", "link set wide name narrow", "link del narrow")
+    path.close(keep=False)
+
+
+def test_what_a_process_before_had_is_forgotten_too(inside: Namespace, pin: str) -> None:
+    for time in range(TRIES + 2):
+        path = director(pin)
+        number = make(inside, "eth0", 10 + MOST_INTERFACES * time)
+        path.attach("eth0", "generic")
+        assert pins(pin) == [f"generic_{number}"]
+        path.close(keep=True)
+        inside.ip("link del eth0")
+
+
+def test_one_that_is_down_stays(inside: Namespace, pin: str) -> None:
+    path = director(pin)
+    for name in ("eth0", "eth1"):
+        make(inside, name)
+        inside.ip(f"link set {name} up")
+    path.attach("eth0", "generic")
+    inside.ip("link set eth0 down")
+    path.attach("eth1", "generic")
+    assert set(path.interfaces()) == {"eth0", "eth1"}
+    path.close(keep=False)
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_one_that_is_elsewhere_now_has_no_program_there(inside: Namespace, pin: str, mode: str) -> None:
+    path, before = director(pin), links()
+    make(inside, "eth0")
+    path.attach("eth0", mode)  # type: ignore[arg-type]
+    with namespace() as other:
+        inside.ip(f"link set eth0 netns /proc/{os.getpid()}/fd/{other.descriptor}")
+        assert path.interfaces() == {}
+        path.forget_gone()
+        with other.inside():
+            assert "xdp" not in os.popen("ip link show eth0").read()
+    assert (links() - before, pins(pin)) == (0, [])
+    path.close(keep=False)
