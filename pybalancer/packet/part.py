@@ -35,9 +35,8 @@ class PacketPart:
         raise NotImplementedError
 
     def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
-        """Check the backends. Those of packets are checked where packets come from: by directors."""
-        others: Collection[str] = packet.only_packets(config) if config.packet.role == "backend" else ()
-        self._watcher.update(config, addresses, others)
+        """Check the backends."""
+        self._watcher.update(config, addresses)
 
     def _takers(self, health: Mapping[Key, BackendHealth]) -> set[Key]:
         """Backends that get new flows. What has weight 0 does not, but that is no matter of health."""

@@ -31,11 +31,17 @@ class Service:
     all: tuple[Member, ...]
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
+    silent: frozenset[str] = frozenset()
+    """Of a backend: hosts of others that do not answer."""
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
-    """What the configuration asks for. ``takes``: backends that are to get new flows."""
+    """What the configuration asks for. ``takes``: backends that are to get new flows.
+
+    Who gets them is for directors to say. A backend only asks those last who do not answer.
+    """
     found, alone = [], packet.only_packets(config)
+    director = config.packet.role == "director"
     for listener in packet.listeners(config):
         pool = listener.pool or ""
         vip, port = packet.split(listener.bind)
@@ -46,7 +52,8 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
             )
             for backend in config.pools[pool].backends
         ]
-        newest = generation([member for name, member in members if (pool, name) in takes])
+        others = {member for name, member in members if (pool, name) not in takes}
+        newest = generation([member for _, member in members if not (director and member in others)])
         where = vip, port, listener.protocol
         found.append(
             Service(
@@ -56,6 +63,7 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
                 newest=newest,
                 all=tuple(member for _, member in members),
                 checked=listener.protocol == "tcp" and pool in alone,
+                silent=frozenset() if director else frozenset(member.host for member in others),
             )
         )
     return found
