@@ -17,10 +17,9 @@ from pybalancer.errors import PybalancerError
 MOST_GENERATIONS: Final = 16
 """That rows are made from (``_core.PacketRows``). A row has six owners, but few changes concern one slot."""
 
-DRAINED: Final = 1
-REMOVED: Final = 2
-SILENT: Final = 3
-"""Who is asked late: who takes nothing new and may restart, who may be switched off, who does not answer."""
+REMOVED: Final = 1
+SILENT: Final = 2
+"""Who is asked late: who is not in the file and may be switched off; who does not answer."""
 
 MOST_NUMBERS: Final = 1023
 """A row has 10 bits for a machine."""
@@ -113,11 +112,9 @@ class History:
         told = self.generations[: MOST_GENERATIONS - len(supposed)]
         known = Known((*told, *supposed), self.joined, host)
         # A machine that is gone swallows packets that are only on their way by it.
-        when = {host: REMOVED for host in known.hosts} if members else {}
-        when |= {member.host: 0 if member.weight else DRAINED for member in members}
-        when |= dict.fromkeys(silent, SILENT)
-        late = ((host, when[host]) for host in sorted(known.hosts & when.keys()) if when[host])
-        return replace(known, late=tuple(late))
+        gone = known.hosts - {member.host for member in members} if members else set()
+        when = dict.fromkeys(gone, REMOVED) | dict.fromkeys(known.hosts & set(silent), SILENT)
+        return replace(known, late=tuple(sorted(when.items())))
 
     def to_json(self) -> list[list[list[Any]]]:
         """For the state file: the generations."""

@@ -32,13 +32,13 @@ class Service:
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
     silent: frozenset[str] = frozenset()
-    """Of a backend: hosts of others that do not answer."""
+    """Hosts of those that do not take new flows, whatever their weight; as a backend sees it, do not answer."""
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
-    """What the configuration asks for. ``takes``: backends that are to get new flows.
+    """What the configuration asks for. ``takes``: backends that are to get new flows; to a backend, that answer.
 
-    Who gets them is for directors to say. A backend only asks those last who do not answer.
+    One that hears of no other is cut off itself, or they may not ask each other: it takes all for well.
     """
     found, alone = [], packet.only_packets(config)
     director = config.packet.role == "director"
@@ -52,18 +52,20 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
             )
             for backend in config.pools[pool].backends
         ]
-        others = {member for name, member in members if (pool, name) not in takes}
-        newest = generation([member for _, member in members if not (director and member in others)])
+        takers = [member for name, member in members if (pool, name) in takes]
+        if not director and len(takers) <= 1:
+            takers = [member for _, member in members]
+        silent = {member.host for _, member in members} - {member.host for member in takers}
         where = vip, port, listener.protocol
         found.append(
             Service(
                 name=listener.name,
                 pool=pool,
                 where=where,
-                newest=newest,
+                newest=generation(takers),
                 all=tuple(member for _, member in members),
                 checked=listener.protocol == "tcp" and pool in alone,
-                silent=frozenset() if director else frozenset(member.host for member in others),
+                silent=frozenset(silent),
             )
         )
     return found

@@ -53,13 +53,15 @@ class Operator:
             "drain": len(self.in_file) - len(drained) > 2,
             "drain_while_a_director_dies": len(self.in_file) - len(drained) > 2 and len(self.fleet.directors) > 1,
             "remove": bool(drained),
-            "take_back": bool(drained),
+            "take_back": bool([name for name in drained if name in self.fleet.agents]),
             "kill_director": len(self.fleet.directors) > 1,
+            "switch_off": any(name not in self.in_file for name in self.fleet.agents),
+            "die": len(self.in_file) - len(drained) > 3,
             "new_director": len(self.fleet.directors) < len(self.site.directors),
         }.get(kind, True)
 
     def look(self) -> None:
-        lost = self.talking.lost(self.talking.conversations)
+        lost = self.talking.lost([one for one in self.talking.conversations if one.server in self.fleet.agents])
         said = [(one.source, one.server, one.failure) for one in lost]
         assert lost == [], f"after {self.done}: {said}"
 
@@ -78,7 +80,8 @@ class Operator:
         return self.dice.choice([name for name in self.in_file if name not in self.left])
 
     def add_two(self) -> None:
-        new = [one for one in self.site.backends if one.name not in self.fleet.agents][:2]
+        known = {*self.fleet.agents, *self.left}
+        new = [one for one in self.site.backends if one.name not in known][:2]
         self.fleet.plan.backends = [*self.fleet.plan.backends, *new]
         for machine in new:
             self.fleet.start_agent(machine, self.fleet.plan)
@@ -98,7 +101,7 @@ class Operator:
         self.drain(self.kill_director)
 
     def take_back(self) -> None:
-        name = self.dice.choice([name for name in self.left if name in self.in_file])
+        name = self.dice.choice([name for name in self.left if name in self.in_file and name in self.fleet.agents])
         self.left.remove(name)
         self.fleet.plan.weights = {**self.fleet.plan.weights, name: 1}
         self.reload()
@@ -108,6 +111,18 @@ class Operator:
         name = self.dice.choice([name for name in self.left if name in self.in_file])
         self.fleet.plan.backends = [one for one in self.fleet.plan.backends if one.name != name]
         self.reload()
+
+    def switch_off(self) -> None:
+        """One that was removed, with what it still has."""
+        self.fleet.kill_backend(self.dice.choice([one for one in self.fleet.agents if one not in self.in_file]))
+
+    def die(self) -> None:
+        name = self.someone()
+        self.left.append(name)
+        self.fleet.kill_backend(name)
+        for serving in self.fleet.directors.values():
+            serving.line(f"chat/{name} is down")
+        self.fleet.plan.weights = {**self.fleet.plan.weights, name: 0}
 
     def weigh(self) -> None:
         self.fleet.plan.weights = {**self.fleet.plan.weights, self.someone(): self.dice.randrange(2, 4)}
@@ -138,7 +153,7 @@ class Operator:
         self.crash(self.dice.choice(list(self.fleet.directors.values())))
 
     def crash_backend(self) -> None:
-        self.crash(self.dice.choice([self.fleet.agents[name] for name in self.in_file]))
+        self.crash(self.dice.choice([one for name, one in self.fleet.agents.items() if name in self.in_file]))
 
     def upgrade(self) -> None:
         serving = self.fleet.agents[self.someone()]
@@ -160,6 +175,9 @@ KINDS = [
     "new_director",
     "crash_director",
     "crash_backend",
+    "die",
+    "switch_off",
+    "upgrade",
 ]
 
 
