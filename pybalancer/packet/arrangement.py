@@ -37,7 +37,7 @@ class Arrangement:
             if me is not None:
                 former = former.joined_by(me, service.all)
             histories[service.key] = former.with_(service.newest)
-        return Arrangement(section, tuple(services), me, histories, _known(histories, me))
+        return Arrangement(section, tuple(services), me, histories, _known(histories, services, me))
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
@@ -45,7 +45,8 @@ class Arrangement:
             key: tried.histories[key].with_(history.newest) if key in tried.histories else history
             for key, history in self.histories.items()
         }
-        return Arrangement(self.section, self.services, self.me, histories, _known(histories, self.me))
+        known = _known(histories, self.services, self.me)
+        return Arrangement(self.section, self.services, self.me, histories, known)
 
     @property
     def hosts(self) -> set[str]:
@@ -59,5 +60,7 @@ class Arrangement:
         return {service.where[0] for service in self.services}
 
 
-def _known(histories: Mapping[str, History], me: str | None) -> dict[str, Known]:
-    return {key: history.seen_by(me) for key, history in histories.items()}
+def _known(
+    histories: Mapping[str, History], services: Collection[Service], me: str | None
+) -> dict[str, Known]:
+    return {one.key: histories[one.key].seen_by(me, one.all, one.silent) for one in services}

@@ -216,11 +216,17 @@ class PacketControl:
         return self._running is not None
 
     def way(self, pool: str, check: Check, address: str) -> tuple[Check, str]:
-        """How and where a backend of a pool that only packets go to is asked: as packets get there."""
+        """How and where a backend of a pool that only packets go to is asked: as packets get there.
+
+        By another backend, which has the service's address itself: whether its machine is there.
+        """
         running = self._running
-        if running is None or running.section.role != "director":
+        if running is None:
             return check, address
         found = (one for one in running.services.values() if one.pool == pool and one.checked)
+        if running.section.role != "director":
+            there = replace(check, kind="tcp", send_proxy=None, refused=True)
+            return (there if next(found, None) is not None else check), address
         number = running.state.numbers.by_host.get(packet.split(address)[0])
         if (service := next(found, None)) is None or number is None:
             return check, address

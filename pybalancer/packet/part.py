@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pybalancer.config import packet
@@ -35,22 +35,21 @@ class PacketPart:
         raise NotImplementedError
 
     def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
-        """Check the backends. Those of packets are checked where packets come from: by directors."""
-        others: Collection[str] = packet.only_packets(config) if config.packet.role == "backend" else ()
-        self._watcher.update(config, addresses, others)
+        """Check the backends."""
+        self._watcher.update(config, addresses)
 
     def _takers(self, config: Config, health: Mapping[Key, BackendHealth]) -> set[Key]:
-        """Backends that get new flows.
+        """Backends that get new flows, if their weight is not 0.
 
         Where none of a pool is up it is all of them, for a check may be wrong: so packets go by the table of
         when all were up, and not to the one that was the last to go down.
         """
         found = set[Key]()
         for pool in packet.pools(config):
-            weighty = [(pool, each.name) for each in config.pools[pool].backends if each.weight]
-            left = [key for key in weighty if key not in self._draining.backends]
-            up = [key for key in left if health[key].up]
-            found.update(up or left or weighty)
+            members = {(pool, each.name): each.weight for each in config.pools[pool].backends}
+            left = members.keys() - self._draining.backends
+            up = {key for key in left if health[key].up}
+            found |= next((some for some in (up, left) if any(members[key] for key in some)), members.keys())
         return found
 
     async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:

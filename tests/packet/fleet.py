@@ -180,6 +180,13 @@ class Fleet:
         living = [one.machine for one in self.directors.values()]
         self.site.route_to(living)
 
+    def kill_backend(self, name: str) -> None:
+        """The same for a backend's. Nobody is told."""
+        victim = self.agents.pop(name)
+        victim.machine.off()
+        victim.process.kill()
+        victim.close()
+
     def close(self) -> None:
         for serving in self.all:
             serving.signal(signal.SIGTERM)

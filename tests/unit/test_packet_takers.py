@@ -33,15 +33,15 @@ CONFIG = load_mapping(
 @pytest.mark.parametrize(
     ("up", "drained", "takers"),
     [
-        ("abcd", "", "abc"),
-        ("ad", "", "a"),
+        ("abcd", "", "abcd"),
+        ("ad", "", "ad"),
         ("abc", "b", "ac"),
         # A check may be wrong.
-        ("", "", "abc"),
-        ("d", "", "abc"),
-        ("b", "b", "ac"),
+        ("", "", "abcd"),
+        ("d", "", "abcd"),
+        ("b", "b", "acd"),
         # And nobody means to be without a service.
-        ("abc", "abc", "abc"),
+        ("abc", "abc", "abcd"),
     ],
 )
 def test_those_that_are_up_and_not_drained_or_else_the_next_best(up: str, drained: str, takers: str) -> None:
