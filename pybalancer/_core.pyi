@@ -536,6 +536,7 @@ class PacketRows:
     ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 16 of them; ids are this
     host's own, from 1 to 1023. ``joined`` is of a backend that was told of nothing before it began: its id,
     and all among which it began; behind the owners that it knows, rows then name those whom it supposes.
+    ``late`` has ids that stand behind all others of their rows, those with a higher number last.
     Tables are keyed by ``secret`` as those of pools are. PlanError for what contradicts itself.
     """
 
@@ -544,6 +545,7 @@ class PacketRows:
         generations: Sequence[Sequence[tuple[str, int, int]]],
         *,
         joined: tuple[int, Sequence[tuple[str, int, int]]] | None = None,
+        late: Sequence[tuple[int, int]] = (),
         secret: bytes,
         size: int = 65537,
     ) -> PacketRows: ...

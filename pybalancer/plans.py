@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import trio
 
 from pybalancer import _core
+from pybalancer.config import packet
 from pybalancer.config.compile import compile_plan, resolve
 from pybalancer.config.differences import changes, ignored
 from pybalancer.config.model import Config
@@ -63,6 +64,8 @@ class Plans(Operations):
         """One plan at a time: a reload may wait long for a name server, and health does not wait for that."""
         self._applied: dict[Key, tuple[bool, float]] | None = None
         """Of each backend what the plan that runs says: is it up, and its ramp."""
+        self._refusal = ""
+        """Why a plan could not be applied, as the log has it already."""
 
     def _load(self, config: Source | None) -> Config:
         raise NotImplementedError
@@ -83,11 +86,14 @@ class Plans(Operations):
         self._applied = None
         if self._packets_wanted:
             try:
-                await self._packet.apply(config, addresses, self._takers(health), secret)
+                await self._packet.apply(config, addresses, self._takers(config, health), secret)
             except StartError:
-                # Of a reload nothing is left. A change of health is tried again.
+                # Of a reload nothing is left. A change of health is tried again, and so is what was there
+                # before, if not even that could be set up again.
                 if running is not None and running is not config:
                     await self._apply_to_workers(running, *before, self._health(running, before[0]))
+                    if packet.listeners(running) and not self._packet.on:
+                        self._retry_plan()
                 raise
         self._applied = _essence(health)
         # What was removed or went down may be drained from now on.
@@ -120,6 +126,11 @@ class Plans(Operations):
         self._tickets = tickets
         return generation
 
+    def _retry_plan(self) -> None:
+        """Apply what is configured once more, though health has not changed."""
+        self._applied = None
+        self._swaps.request()
+
     async def _swap(self) -> None:
         """Health changed: the same configuration, other states."""
         try:
@@ -128,9 +139,15 @@ class Plans(Operations):
                     await self._apply(self._config, self._addresses, self._secret)
         except (ConfigError, StartError, _core.EngineError) as error:
             if not self._stopping:
-                _log.error("health changed, and the workers did not take it: %s", error)
+                if str(error) != self._refusal:
+                    _log.error("health changed, and the workers did not take it: %s", error)
+                self._refusal = str(error)
                 await trio.sleep(RETRY)
                 self._swaps.request()
+        else:
+            if self._refusal:
+                _log.info("health changed, and the workers have taken it now")
+            self._refusal = ""
 
     async def reload(self, config: Source | None = None) -> ReloadResult:
         """Run another configuration; without one, read the file again.

@@ -98,7 +98,7 @@ def _machine(
         takes_new=takes_new,
         interface=hop.interface,
         mac=hop.mac.hex(":") if hop.mac is not None else None,
-        problem="" if hop.host == running.me else hop.why,
+        problem="" if hop.host == running.me else hop.why or running.ways.problems.get(hop.host, ""),
         packets=counted.packets,
         bytes=counted.bytes,
         flows=counted.flows,

@@ -22,9 +22,9 @@ class Arrangement:
     me: str | None
     """Of a backend: the host that rows know it by."""
     histories: Mapping[str, History]
-    """By service, as they are remembered."""
+    """By the keys of services, as they are remembered."""
     known: Mapping[str, Known]
-    """By service, what rows are made of."""
+    """By the keys of services, what rows are made of."""
 
     @staticmethod
     def of(
@@ -33,19 +33,20 @@ class Arrangement:
         """From now on new flows go as ``services`` say; ``known`` is what was before."""
         histories = {}
         for service in services:
-            former = known.get(service.name, History())
+            former = known.get(service.key, History())
             if me is not None:
                 former = former.joined_by(me, service.all)
-            histories[service.name] = former.with_(service.newest)
-        return Arrangement(section, tuple(services), me, histories, _known(histories, me))
+            histories[service.key] = former.with_(service.newest)
+        return Arrangement(section, tuple(services), me, histories, _known(histories, services, me))
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
         histories = {
-            name: tried.histories[name].with_(history.newest) if name in tried.histories else history
-            for name, history in self.histories.items()
+            key: tried.histories[key].with_(history.newest) if key in tried.histories else history
+            for key, history in self.histories.items()
         }
-        return Arrangement(self.section, self.services, self.me, histories, _known(histories, self.me))
+        known = _known(histories, self.services, self.me)
+        return Arrangement(self.section, self.services, self.me, histories, known)
 
     @property
     def hosts(self) -> set[str]:
@@ -59,5 +60,7 @@ class Arrangement:
         return {service.where[0] for service in self.services}
 
 
-def _known(histories: Mapping[str, History], me: str | None) -> dict[str, Known]:
-    return {name: history.seen_by(me) for name, history in histories.items()}
+def _known(
+    histories: Mapping[str, History], services: Collection[Service], me: str | None
+) -> dict[str, Known]:
+    return {one.key: histories[one.key].seen_by(me, one.all, one.silent) for one in services}

@@ -27,13 +27,13 @@ from pybalancer.packet.running import (
     Running,
     arrange,
     close,
-    have_moved,
+    follow_hops,
+    follow_links,
     interface_problems,
-    links_of,
-    look_at_hops,
     look_at_tags,
+    look_at_vips,
     rekeyed,
-    set_hosts,
+    save_late,
     set_ways,
     start,
     who_am_i,
@@ -87,9 +87,9 @@ class PacketControl:
                 try:
                     wanted = services(config, addresses, takes)
                     await trio.to_thread.run_sync(self._apply, config, wanted, secret)
-                except (_core.PacketError, _core.PlanError, PybalancerError, OSError) as error:
-                    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                    raise StartError(f"{self._outcome()}: {why}") from error
+                except Exception as error:
+                    # Whatever it is: whoever asks for a change has to know how packets go now.
+                    raise StartError(f"{self._outcome()}: {_why(error)}") from error
 
     def _outcome(self) -> str:
         """What a change that failed has left."""
@@ -105,11 +105,7 @@ class PacketControl:
                 continue
             async with self._lock:
                 if self._running is not None:
-                    try:
-                        await trio.to_thread.run_sync(self._look, self._running)
-                    except Exception as error:
-                        # Whatever it is: connections must not end with it, and the next look tries again.
-                        self._tell("", str(error) or repr(error))
+                    await trio.to_thread.run_sync(self._look, self._running)
 
     async def close(self, *, keep: bool) -> None:
         """Leave packets alone from now on; with ``keep`` the kernel goes on without this process."""
@@ -176,31 +172,26 @@ class PacketControl:
     # What is looked at from time to time, in a thread.
 
     def _look(self, running: Running) -> None:
-        self._settle(running)
-        hosts, links = set(running.hops), links_of(running.section.interfaces)
-        if moved := have_moved(running.links, links):
-            running.routes_due = 0.0
-        running.hops = look_at_hops(running, running.section, hosts, wait=False)
-        set_hosts(running, hosts, anew=moved)
-        running.forwarder.flush()
-        if moved:
-            # One that comes back is another one to the kernel.
-            running.modes = running.forwarder.attach(
-                [one for one in running.section.interfaces if one in links]
-            )
-        set_ways(running, anew=moved)
-        running.links = links
-        look_at_tags(running)
-        self._counting.look(running.forwarder)
+        """Never raises: connections must not end with it, and the next look tries again."""
+        troubles = []
+        steps = self._settle, follow_hops, follow_links, set_ways, look_at_vips, look_at_tags, save_late
+        for step in (*steps, self._count):
+            try:
+                step(running)
+            except Exception as error:
+                troubles.append(_why(error))
         self._tell_problems(running)
-        self._tell("", "")
+        self._tell("", "; ".join(dict.fromkeys(troubles)))
+
+    def _count(self, running: Running) -> None:
+        self._counting.look(running.forwarder)
 
     def _tell_problems(self, running: Running) -> None:
         self._tell("state", running.unsaved)
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
-        problems |= interface_problems(running)
+        problems |= running.ways.problems | interface_problems(running)
         for what, problem in problems.items():
             self._tell(what, problem)
         for what in self._told.keys() - problems.keys() - OWN:
@@ -225,11 +216,17 @@ class PacketControl:
         return self._running is not None
 
     def way(self, pool: str, check: Check, address: str) -> tuple[Check, str]:
-        """How and where a backend of a pool that only packets go to is asked: as packets get there."""
+        """How and where a backend of a pool that only packets go to is asked: as packets get there.
+
+        By another backend, which has the service's address itself: whether its machine is there.
+        """
         running = self._running
-        if running is None or running.section.role != "director":
+        if running is None:
             return check, address
         found = (one for one in running.services.values() if one.pool == pool and one.checked)
+        if running.section.role != "director":
+            there = replace(check, kind="tcp", send_proxy=None, refused=True)
+            return (there if next(found, None) is not None else check), address
         number = running.state.numbers.by_host.get(packet.split(address)[0])
         if (service := next(found, None)) is None or number is None:
             return check, address
@@ -280,6 +277,13 @@ class PacketControl:
     def status(self) -> PacketStatus | None:
         """With the counts of the last ``refresh`` or look; None while no listener is of mode "packet"."""
         return answers.status(self._running, self._counting) if self._running is not None else None
+
+
+def _why(error: Exception) -> str:
+    """What somebody is told who can do something about it."""
+    expected = isinstance(error, _core.PacketError | _core.PlanError | PybalancerError | OSError)
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text if expected and text else repr(error)
 
 
 def _other_part(before: PacketConfig, after: PacketConfig) -> bool:

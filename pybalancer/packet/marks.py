@@ -7,21 +7,29 @@ number, so what a process before has left is known, and removed.
 
 from __future__ import annotations
 
-import logging
+import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pybalancer.packet.hops import Hop, kernel_error
-
-_log = logging.getLogger("pybalancer")
 
 BASE: Final = 0x7062_0000
 """Of marks; the rest is the machine's number."""
 MASK: Final = 0xFFFF_0000
 PRIORITY: Final = 1000
 """Of rules: before the main table's."""
+GUARD: Final[Mapping[str, Any]] = {
+    "fwmark": BASE,
+    "fwmask": MASK,
+    "priority": PRIORITY + 1,
+    "action": "unreachable",
+}
+"""The rule behind those of all machines."""
+UNREACHABLE: Final = 7
+"""FR_ACT_UNREACHABLE."""
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 PERMANENT: Final = 0x80
 
 
@@ -59,34 +67,63 @@ def neighbour(number: int) -> str:
 
 
 class Ways:
-    """Those that are set up. Raises OSError where the kernel refuses."""
+    """Those that are set up, and ``problems``: what the kernel says of those that it refuses, by machine."""
 
     def __init__(self) -> None:
         self._ways: dict[int, set[Way]] = {}
+        self.problems: dict[str, str] = {}
 
-    def set(self, wanted: Iterable[Way], *, anew: bool = False) -> None:
-        """From now on these; ``anew``: whatever of them the kernel may have removed."""
+    def set(self, wanted: Iterable[Way], *, look: bool = False) -> None:
+        """These and no others. Raises OSError if the kernel cannot be asked.
+
+        ``look``: do not suppose that what was set is still there. Who flushes rules does not ask us, and
+        routes go when their interface is down for a moment.
+        """
         from pyroute2 import IPRoute
 
         ways: dict[int, set[Way]] = {}
         for way in wanted:
             ways.setdefault(way.number, set()).add(way)
-        if ways == self._ways and not anew:
+        if ways == self._ways and not look:
             return
         with IPRoute() as kernel:
+            if look:
+                self._forget_lost(kernel)
+            self.problems = {}
             for number in self._ways.keys() | ways.keys():
-                if self._ways.get(number) == ways.get(number) and not anew:
+                if self._ways.get(number) == ways.get(number):
                     continue
                 self._ways.pop(number, None)
                 _remove(kernel, number)
-                for way in ways.get(number, ()):
-                    try:
+                try:
+                    for way in ways.get(number, ()):
                         _add(kernel, way)
-                    except kernel_error() as error:
-                        why = f"no way for checks of {way.vip} at {way.host}: {error}"
-                        raise OSError(getattr(error, "code", 0), why) from None
-                if number in ways:
-                    self._ways[number] = ways[number]
+                except (kernel_error(), OSError) as error:
+                    self.problems[way.host] = f"no way for checks of {way.vip}: {error}"
+                else:
+                    if number in ways:
+                        self._ways[number] = ways[number]
+
+    def _forget_lost(self, kernel: Any) -> None:
+        for number, ways in list(self._ways.items()):
+            if not all(_goes(kernel, way) for way in ways):
+                del self._ways[number]
+
+    @staticmethod
+    def guard() -> None:
+        """A check that has no way fails, and does not ask whoever the packets of others would get to.
+
+        Raises OSError.
+        """
+        from pyroute2 import IPRoute
+
+        with IPRoute() as kernel:
+            for family in FAMILIES:
+                try:
+                    kernel.rule("add", family=family, **GUARD)
+                except kernel_error() as error:
+                    if getattr(error, "code", 0) != errno.EEXIST:
+                        raise OSError(getattr(error, "code", 0), f"no rule for checks: {error}") from None
 
     @staticmethod
     def clean() -> None:
@@ -94,11 +131,32 @@ class Ways:
         from pyroute2 import IPRoute
 
         with IPRoute() as kernel:
-            for family in (socket.AF_INET, socket.AF_INET6):
+            for family in FAMILIES:
                 for rule in kernel.get_rules(family=family):
                     found = rule.get_attr("FRA_FWMARK") or 0
-                    if found & MASK == BASE and rule.get_attr("FRA_TABLE") == found:
+                    if found == BASE and rule["action"] == UNREACHABLE:
+                        kernel.rule("del", family=family, **GUARD)
+                    elif found & MASK == BASE and rule.get_attr("FRA_TABLE") == found:
                         _remove(kernel, found & ~MASK)
+
+
+def _goes(kernel: Any, way: Way) -> bool:
+    """Whether a check would go this way."""
+    six = ":" in way.vip
+    family = socket.AF_INET6 if six else socket.AF_INET
+    try:
+        route = next(iter(kernel.route("get", dst=way.vip, family=family, mark=mark(way.number))))
+        if not six:
+            via = route.get_attr("RTA_VIA") or {"addr": route.get_attr("RTA_GATEWAY")}
+            return bool(route.get_attr("RTA_OIF") == way.index and via["addr"] == way.host)
+        gateway = neighbour(way.number)
+        there = {
+            (each["ifindex"], each.get_attr("NDA_LLADDR"))
+            for each in kernel.get_neighbours(family=family, dst=gateway, ifindex=way.index)
+        }
+    except (kernel_error(), OSError):
+        return False
+    return route.get_attr("RTA_GATEWAY") == gateway and (way.index, way.mac) in there
 
 
 def _add(kernel: Any, way: Way) -> None:
@@ -128,7 +186,7 @@ def _rule(kernel: Any, what: str, number: int, family: int) -> None:
 
 
 def _remove(kernel: Any, number: int) -> None:
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in FAMILIES:
         _rule(kernel, "del", number, family)
         try:
             kernel.flush_routes(family=family, table=mark(number))

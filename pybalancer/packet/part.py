@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pybalancer.config import packet
@@ -35,17 +35,28 @@ class PacketPart:
         raise NotImplementedError
 
     def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
-        """Check the backends. Those of packets are checked where packets come from: by directors."""
-        others: Collection[str] = packet.only_packets(config) if config.packet.role == "backend" else ()
-        self._watcher.update(config, addresses, others)
+        """Check the backends."""
+        self._watcher.update(config, addresses)
 
-    def _takers(self, health: Mapping[Key, BackendHealth]) -> set[Key]:
-        """Backends that get new flows. What has weight 0 does not, but that is no matter of health."""
-        return {key for key, known in health.items() if known.up and key not in self._draining.backends}
+    def _takers(self, config: Config, health: Mapping[Key, BackendHealth]) -> set[Key]:
+        """Backends that get new flows, if their weight is not 0.
+
+        Where none of a pool is up it is all of them, for a check may be wrong: so packets go by the table of
+        when all were up, and not to the one that was the last to go down.
+        """
+        found = set[Key]()
+        for pool in packet.pools(config):
+            members = {(pool, each.name): each.weight for each in config.pools[pool].backends}
+            left = members.keys() - self._draining.backends
+            up = {key for key in left if health[key].up}
+            found |= next((some for some in (up, left) if any(members[key] for key in some)), members.keys())
+        return found
 
     async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:
         self._packets_wanted = True
-        await self._packet.apply(config, addresses, self._takers(self._health(config, addresses)), secret)
+        await self._packet.apply(
+            config, addresses, self._takers(config, self._health(config, addresses)), secret
+        )
 
     async def _close_packets(self) -> None:
         await self._packet.close(keep=self._packets_go_on())

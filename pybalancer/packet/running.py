@@ -35,22 +35,9 @@ _log = logging.getLogger("pybalancer")
 
 SETTLE: Final = 1.0
 """Seconds that the neighbours have at the start to say their hardware addresses."""
-ROUTES: Final = 10.0
-"""Seconds between two looks at all routes: a thousand questions."""
+TAGS: Final = 10.0
+"""Seconds between two looks at what cards do with VLAN tags."""
 MOST_SERVICES: Final = 256
-IFF_UP: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An interface. With any change the kernel may have removed routes and neighbours."""
-
-    index: int
-    address: str
-    """Of its hardware: frames that go out by it are from there."""
-    up: bool
-    changes: int
-    """How often it has been up or down: also between two looks."""
 
 
 @dataclass(slots=True)
@@ -76,15 +63,19 @@ class Running:
     hops: dict[str, Hop] = field(default_factory=dict)
     set_hops: dict[int, Hop] = field(default_factory=dict)
     modes: Mapping[str, str] = field(default_factory=dict)
-    links: dict[str, Link] = field(default_factory=dict)
-    """Interfaces as they were when all that hangs on them was set."""
+    links: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Interfaces as they were when they were attached: index and hardware address."""
     routes_due: float = 0.0
     """When routes are to be looked up again."""
     tags: dict[str, str] = field(default_factory=dict)
     """What is to be done about VLAN tags, by interface."""
     tags_due: float = 0.0
     ways: Ways = field(default_factory=Ways)
+    ways_due: float | None = None
+    """When they are to be looked at; None while checks need none."""
     vips: set[str] = field(default_factory=set)
+    """Addresses that are on ``lo``."""
+    vips_due: float = 0.0
 
     @property
     def section(self) -> PacketConfig:
@@ -173,9 +164,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     forwarder, section = running.forwarder, wanted.section
     unsure = not running.settled
     links = links_of(section.interfaces)
-    moved = have_moved(running.links, links)
-    changed = moved or section != running.arrangement.section
-    anew = unsure or changed
+    anew = unsure or section != running.arrangement.section or links != running.links
     running.settled = False
     hosts = wanted.hosts
     # Of those that rows still name, too.
@@ -185,14 +174,13 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
     save(running)
     forwarder.configure(section)
-    running.routes_due = 0.0 if changed else running.routes_due
     running.hops = look_at_hops(running, section, hosts, wait=not running.hops)
     set_hosts(running, hosts, anew=anew)
     if wanted.me is not None:
         forwarder.set_me(numbers[wanted.me])
     for service in wanted.services:
         number = numbered[service.name]
-        table = Table.of(wanted.known[service.name], numbers, section.mtu)
+        table = Table.of(wanted.known[service.key], numbers, section.mtu)
         if not table.known.generations:
             raise PybalancerError(f"no backend of pool {service.pool} may take packets: all have weight 0")
         if unsure or running.tables.get(number) != table:
@@ -206,9 +194,9 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.numbers = numbered
     forwarder.flush()
     running.modes = forwarder.attach([name for name in section.interfaces if name in links])
-    running.arrangement = wanted
-    set_ways(running, anew=moved)
     running.links = links
+    running.arrangement = wanted
+    set_ways(running)
     kept = {numbers[host] for host in hosts}
     for number in set(forwarder.hosts()) - kept:
         forwarder.drop_host(number)
@@ -265,13 +253,18 @@ def number_services(forwarder: Forwarder, wanted: Sequence[Service]) -> dict[str
     return numbered
 
 
+def until_next(questions: int) -> float:
+    """Seconds until the kernel may be asked so many questions again: each takes some 0.2 ms."""
+    return 2.0 + 0.01 * questions
+
+
 def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
     """The next hops; with ``wait`` neighbours get a moment to answer."""
     direct = section.forward == "l2"
     now = time.monotonic()
     routes = wait or now >= running.routes_due
     if routes:
-        running.routes_due = now + ROUTES
+        running.routes_due = now + until_next(len(hosts))
     found = hops.look(hosts, running.hops, direct=direct, routes=routes)
     deadline = time.monotonic() + SETTLE
     while wait and time.monotonic() < deadline:
@@ -282,10 +275,46 @@ def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wa
     return found
 
 
+def follow_hops(running: Running) -> None:
+    hosts = set(running.hops)
+    running.hops = look_at_hops(running, running.section, hosts, wait=False)
+    set_hosts(running, hosts)
+    running.forwarder.flush()
+
+
+def follow_links(running: Running) -> None:
+    links = links_of(running.section.interfaces)
+    if links != running.links:
+        # Frames go out from the interface's own hardware address.
+        set_hosts(running, set(running.hops), anew=True)
+        # One that comes back is another one to the kernel.
+        running.modes = running.forwarder.attach([one for one in running.section.interfaces if one in links])
+        running.links = links
+
+
+def look_at_vips(running: Running) -> None:
+    """Whoever configures this machine's network may know nothing of our addresses, and remove them."""
+    now = time.monotonic()
+    if now < running.vips_due:
+        return
+    running.vips_due = now + until_next(len(running.arrangement.vips))
+    before = running.state
+    running.vips = set()
+    set_up_vips(running, running.section, running.arrangement.vips)
+    if running.state != before:
+        save(running)
+
+
+def save_late(running: Running) -> None:
+    """What could not be saved: there may be room now."""
+    if running.unsaved:
+        save(running)
+
+
 def look_at_tags(running: Running) -> None:
     now = time.monotonic()
     if running.section.engine == "xdp" and now >= running.tags_due:
-        running.tags_due = now + ROUTES
+        running.tags_due = now + TAGS
         running.tags = tags.hidden(running.section.interfaces)
 
 
@@ -305,45 +334,42 @@ def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:
             running.set_hops[number] = hop
 
 
-def set_ways(running: Running, *, anew: bool = False) -> None:
+def set_ways(running: Running) -> None:
     """For checks: through IPIP they find their way by the mark alone."""
     section = running.section
     if section.role != "director":
         return
-    wanted = set()
-    for service in running.services.values() if section.forward == "l2" else ():
+    if section.forward != "l2":
+        if running.ways_due is not None:
+            Ways.clean()
+            running.ways, running.ways_due = Ways(), None
+        return
+    now, wanted = time.monotonic(), set()
+    look = running.ways_due is None or now >= running.ways_due
+    if look:
+        Ways.guard()
+        running.ways_due = now + until_next(len(running.hops) * len(running.services))
+    for service in running.services.values():
         if service.checked:
             for member in service.all:
                 hop = running.hops.get(member.host)
                 number = running.state.numbers.by_host.get(member.host)
                 if hop is not None and number is not None:
                     wanted.add(Way.to(number, service.where[0], hop))
-    running.ways.set((way for way in wanted if way is not None), anew=anew)
+    running.ways.set((way for way in wanted if way is not None), look=look)
 
 
-def links_of(interfaces: Collection[str]) -> dict[str, Link]:
+def links_of(interfaces: Collection[str]) -> dict[str, tuple[int, str]]:
     """Those of the interfaces that are there."""
     from pyroute2 import IPRoute
 
     with IPRoute() as kernel:
         found = {link.get_attr("IFLA_IFNAME"): link for link in kernel.get_links()}
     return {
-        name: Link(
-            link["index"],
-            str(link.get_attr("IFLA_ADDRESS")),
-            bool(link["flags"] & IFF_UP),
-            link.get_attr("IFLA_CARRIER_CHANGES") or 0,
-        )
+        name: (found[name]["index"], str(found[name].get_attr("IFLA_ADDRESS")))
         for name in interfaces
-        if (link := found.get(name)) is not None
+        if name in found
     }
-
-
-def have_moved(before: Mapping[str, Link], now: Mapping[str, Link]) -> bool:
-    """Whether what hangs on interfaces has to be set anew. For one that is down that has time."""
-    return before.keys() != now.keys() or any(
-        link.index != before[name].index or (link.up and link != before[name]) for name, link in now.items()
-    )
 
 
 def set_up_vips(running: Running, section: PacketConfig, vips: set[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pybalancer import _core
 from pybalancer.config import packet
+from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError
 from pybalancer.packet.forwarder import Address
 from pybalancer.packet.generations import Generation, History, Member, generation
@@ -31,11 +32,23 @@ class Service:
     all: tuple[Member, ...]
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
+    silent: frozenset[str] = frozenset()
+    """Hosts of those that take no new flows, whatever their weight; as a backend sees it, do not answer."""
+
+    @property
+    def key(self) -> str:
+        """What its history is kept by: connections are to an address, whatever the listener is called."""
+        address, port, protocol = self.where
+        return f"{join(address, port)} {protocol}"
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
-    """What the configuration asks for. ``takes``: backends that are to get new flows."""
+    """What the configuration asks for. ``takes``: backends that get new flows; to a backend, that answer.
+
+    One that hears of no other is cut off itself, or they may not ask each other: it takes all for well.
+    """
     found, alone = [], packet.only_packets(config)
+    director = config.packet.role == "director"
     for listener in packet.listeners(config):
         pool = listener.pool or ""
         vip, port = packet.split(listener.bind)
@@ -46,16 +59,20 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
             )
             for backend in config.pools[pool].backends
         ]
-        newest = generation([member for name, member in members if (pool, name) in takes])
+        takers = [member for name, member in members if (pool, name) in takes]
+        if not director and len(takers) <= 1:
+            takers = [member for _, member in members]
+        silent = {member.host for _, member in members} - {member.host for member in takers}
         where = vip, port, listener.protocol
         found.append(
             Service(
                 name=listener.name,
                 pool=pool,
                 where=where,
-                newest=newest,
+                newest=generation(takers),
                 all=tuple(member for _, member in members),
                 checked=listener.protocol == "tcp" and pool in alone,
+                silent=frozenset(silent),
             )
         )
     return found

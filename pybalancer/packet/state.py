@@ -16,13 +16,13 @@ from pybalancer.packet.generations import MOST_NUMBERS, History, Numbers
 
 _log = logging.getLogger("pybalancer")
 
-VERSION: Final = 1
+VERSION: Final = 2
 NAME: Final = "packet.json"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Histories by listener, the numbers of machines, and what was set up here and is to be undone."""
+    """Histories by ``Service.key``, the numbers of machines, and what was set up here and is to be undone."""
 
     histories: Mapping[str, History] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=lambda: Numbers({}))

@@ -30,6 +30,8 @@ class Check:
     send_proxy: Literal["v1", "v2"] | None = None
     mark: int = 0
     """Of the socket (SO_MARK), where routes go by it; 0: none."""
+    refused: bool = False
+    """A connection that is refused will do: the machine is there."""
 
     def expects(self, status: int) -> bool:
         return any(low <= status <= high for low, high in self.expect)

@@ -70,7 +70,8 @@ async def probe(check: Check, address: str) -> ProbeResult:
     except trio.BrokenResourceError as error:
         return result(False, _why(error.__cause__ or error))
     except OSError as error:
-        return result(False, _why(error), ours=error.errno in OUR_FAULT)
+        answered = check.refused and error.errno in {errno.ECONNREFUSED, errno.ECONNRESET}
+        return result(answered, _why(error), ours=error.errno in OUR_FAULT)
 
 
 def _why(error: BaseException) -> str:

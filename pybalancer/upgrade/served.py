@@ -134,6 +134,16 @@ class Served(Balancer):
             # It serves clients, and nobody else does: this is no reason to end.
             _log.error("no admin interface: %s", error)
 
+    async def _start_packets(self, config: Config, addresses: dict[Key, str], secret: bytes) -> None:
+        try:
+            await super()._start_packets(config, addresses, secret)
+        except PybalancerError as error:
+            if self.taken_over is None:
+                raise
+            # It serves clients, as above, and the kernel goes on as the old process has told it.
+            _log.error("packets go as the process before has left it, which is tried again: %s", error)
+            self._retry_plan()
+
     async def settle(self) -> None:
         """Everything that a successor has to do is done."""
         if self._predecessor is not None:

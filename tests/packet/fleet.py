@@ -42,6 +42,7 @@ class Plan:
     table_size: int = 65537
     more: str = ""
     """Other sections."""
+    listener: str = "vip"
 
     def text(self) -> str:
         named = ", ".join(f'"{name}"' for name in self.interfaces)
@@ -51,7 +52,7 @@ class Plan:
         lines += [f'role = "{self.role}"'] if self.role else []
         lines += [f"directors = {json.dumps(self.trusted)}"] if self.trusted else []
         for vip in self.vips:
-            name = "vip6" if vip.startswith("[") else "vip"
+            name = self.listener + ("6" if vip.startswith("[") else "")
             lines.append(
                 f'[[listeners]]\nname = "{name}"\nmode = "packet"\nbind = "{vip}:{PORT}"\npool = "chat"'
             )
@@ -99,6 +100,15 @@ class Serve(Serving):
         """What its status says of mode packet."""
         packet: dict[str, Any] = self.client.get("/status")["packet"]
         return packet
+
+    def backends(self) -> dict[str, dict[str, Any]]:
+        """What its status says of the backends of its pool, by name."""
+        (pool,) = self.client.get("/status")["pools"]
+        return {one["name"]: one for one in pool["backends"]}
+
+    def are(self, state: str) -> bool:
+        """Whether all backends are ``up``, or ``down``."""
+        return {one["state"] for one in self.backends().values()} == {state}
 
     def forget(self) -> None:
         """Remove what a process that was killed has left in the kernel, as the end of its machine would."""
@@ -169,6 +179,13 @@ class Fleet:
         serving.close()
         living = [one.machine for one in self.directors.values()]
         self.site.route_to(living)
+
+    def kill_backend(self, name: str) -> None:
+        """The same for a backend's. Nobody is told."""
+        victim = self.agents.pop(name)
+        victim.machine.off()
+        victim.process.kill()
+        victim.close()
 
     def close(self) -> None:
         for serving in self.all:

@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 
 from pybalancer._core import PacketPath
-from pybalancer.packet.marks import mark, neighbour
 from tests.wire.namespace import Namespace, namespace, needs_namespaces
 from tests.wire.net import until
 
 from .conftest import Start
-from .fleet import Serve
-from .test_lifecycle import shown
 from .topology import ROUTER, VIP, VIP6, Machine
 
 SECRET, SIZE = bytes(16), 13
@@ -132,7 +129,6 @@ def test_one_that_is_elsewhere_now_has_no_program_there(inside: Namespace, pin: 
     path.close(keep=False)
 
 
-CHECK = 'kind = "tcp"\ninterval = "200ms"'
 NEW = "02:00:00:00:77:01"
 
 
@@ -148,15 +144,6 @@ def heard(machine: Machine, count: int) -> set[str]:
             if frame[30:34] == socket.inet_aton(VIP):
                 found.append(frame[6:12].hex(":"))
     return set(found)
-
-
-def way_of_checks(serving: Serve, vip: str) -> str:
-    """To the first machine: route, and for IPv6 the neighbour that it goes by."""
-    space, table = serving.machine.space, mark(1)
-    if ":" not in vip:
-        return shown(space, f"ip route show table {table}")
-    route = shown(space, f"ip -6 route show table {table}")
-    return route and shown(space, f"ip -6 neigh show {neighbour(1)}")
 
 
 @pytest.mark.parametrize("role", ["director", "backend"])
@@ -176,25 +163,6 @@ def test_another_hardware_address_is_taken_up(start: Start, role: str) -> None:
     new = NEW if role == "director" else NEW.replace("02:00:00", "02:70:61")
     assert heard(fleet.agents["b1"].machine, 20) == {new}
     assert talking.lost(talking.conversations) == []
-
-
-@pytest.mark.parametrize("vip", [VIP, VIP6])
-def test_checks_find_their_way_after_the_interface_was_down(start: Start, vip: str) -> None:
-    made, fleet, talking = start(
-        directors=1, backends=2, health=CHECK, vips=(vip if vip == VIP else f"[{VIP6}]",)
-    )
-    director = fleet.directors["d1"]
-    until(lambda: way_of_checks(director, vip), "the way of checks")
-    net, space = made.front, director.machine.space
-    space.ip("link set eth0 down", "link set eth0 up")
-    assert not way_of_checks(director, vip), "the kernel has removed it"
-    space.own("eth0", f"{net.address6(director.machine.number)}/64")
-    space.ip(
-        f"route add default via {net.address(ROUTER)}", f"-6 route replace default via {net.address6(ROUTER)}"
-    )
-    until(lambda: way_of_checks(director, vip), "the way of checks is there again")
-    until(lambda: all(one["takes_new"] for one in director.packet()["machines"]), "checks that pass")
-    assert {one.server for one in talking.open(vip, 30)} == {"b1", "b2"}
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])

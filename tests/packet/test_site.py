@@ -7,6 +7,7 @@ with data that flows all the time and is compared by SHA-256.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -50,10 +51,7 @@ def test_a_director_dies_and_no_connection_is_lost_then_a_backend_and_only_its_o
     fleet.kill("d2")
     assert talking.lost(talking.conversations) == []
 
-    victim = fleet.agents.pop("b3")
-    victim.machine.off()
-    victim.process.kill()
-    victim.close()
+    fleet.kill_backend("b3")
     others = [one for one in talking.conversations if one.server != "b3"]
     own = [one for one in talking.conversations if one.server == "b3"]
     for serving in fleet.directors.values():
@@ -115,6 +113,28 @@ def test_backends_come_are_drained_and_go_and_no_connection_is_lost(
     assert second_hops(fleet) > 0
     digests = {one["digest"] for serving in fleet.all for one in serving.packet()["services"]}
     assert len(digests) == 1
+
+
+def test_machines_that_are_gone_swallow_no_packets_of_others(start: Start) -> None:
+    """Slots of the first three went to b4, and from it to b5: their packets used to go by b4."""
+    site, fleet, talking = start("ipip", backends=6, present=3, health=CHECK)
+    open_both(talking, 240)
+    old = list(talking.conversations)
+    for machine in site.backends[3:]:
+        fleet.plan.backends = [*fleet.plan.backends, machine]
+        fleet.start_agent(machine, fleet.plan).ready()
+        fleet.apply(fleet.plan)
+    # One is drained, removed, and switched off.
+    fleet.apply(replace(fleet.plan, weights={"b4": 0}))
+    fleet.apply(replace(fleet.plan, backends=[one for one in fleet.plan.backends if one.name != "b4"]))
+    fleet.kill_backend("b4")
+    assert talking.lost(old) == []
+    # One dies without a word.
+    fleet.kill_backend("b5")
+    for serving in fleet.directors.values():
+        serving.line("chat/b5 is down")
+    assert talking.lost(old) == []
+    assert {one.server for one in talking.open(VIP, 30)} == {"b1", "b2", "b3", "b6"}
 
 
 def second_hops(fleet: Fleet) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.generations import History, Member, generation
@@ -16,17 +18,20 @@ def service(*names: str, everybody: str = "abcd") -> Service:
     return Service("vip", "chat", ("203.0.113.10", 443, "tcp"), newest, tuple(members.values()), True)
 
 
+KEY = service().key
+
+
 def of(*names: str, me: str | None = None, known: History | None = None) -> Arrangement:
-    return Arrangement.of(SECTION, [service(*names)], me, {"vip": known} if known is not None else {})
+    return Arrangement.of(SECTION, [service(*names)], me, {KEY: known} if known is not None else {})
 
 
 def sets(arrangement: Arrangement) -> list[str]:
-    return ["".join(member.name for member in each) for each in arrangement.known["vip"].generations]
+    return ["".join(member.name for member in each) for each in arrangement.known[KEY].generations]
 
 
 def test_the_newest_set_comes_first_and_the_machines_of_all_are_known() -> None:
     first = of(*"abc")
-    second = of(*"abd", known=first.histories["vip"])
+    second = of(*"abd", known=first.histories[KEY])
     assert sets(second) == ["abd", "abc"]
     assert second.hosts == {f"10.0.0.{ord(name)}" for name in "abcd"}
     assert second.vips == {"203.0.113.10"}
@@ -38,9 +43,15 @@ def test_a_backend_is_among_the_machines_even_if_nothing_leads_to_it() -> None:
     assert me in of(*"abc", me=me).hosts
 
 
+def test_who_is_called_otherwise_is_who_it_was() -> None:
+    before = of(*"abc")
+    renamed = [replace(service(*"abd"), name="public")]
+    assert sets(Arrangement.of(SECTION, renamed, None, before.histories)) == ["abd", "abc"]
+
+
 def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:
     before = of(*"abc")
-    tried = of(*"ad", known=before.histories["vip"])
+    tried = of(*"ad", known=before.histories[KEY])
     again = before.after(tried)
     assert sets(again) == ["abc", "ad"], "some flows may have begun by it"
     assert (again.section, again.services, again.me) == (before.section, before.services, before.me)

@@ -55,7 +55,7 @@ def spoiled(**changes: Any) -> str:
         "{}",
         "null",
         "\x00",
-        spoiled(version=2),
+        spoiled(version=1),
         spoiled(numbers={"10.0.0.1": 1, "10.0.0.2": 1}),
         spoiled(numbers={"10.0.0.1": 0}),
         spoiled(numbers={"10.0.0.1": 1024}),

@@ -5,6 +5,7 @@
 //! keeps its own history, so rows of two hosts may differ in whom they name after the owner; that
 //! chains lead to the right host all the same is shown in docs/architecture.md.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt;
 use core::hash::Hasher;
@@ -36,6 +37,9 @@ pub struct Joined<'a> {
     /// Its id.
     pub me: u16,
 }
+
+/// Who is to be asked last, by id: the higher, the later. Who is not named is 0.
+pub type Late<'a> = &'a [(u16, u8)];
 
 /// Why there are no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,10 +86,14 @@ impl Rows {
     ///
     /// With `joined` there may be others behind those whom generations name: who would have had the slot if some of
     /// the joined were not there, in the order in which they would.
+    ///
+    /// Those who are `late` stand behind the others whom their row names, the owner too: a machine that may have died
+    /// swallows what gets to it, so whoever else may have a connection is asked before.
     pub fn build(
         secret: &Secret,
         generations: &[&[Member<'_>]],
         joined: Option<Joined<'_>>,
+        late: Late<'_>,
         size: u32,
     ) -> Result<Rows, RowsError> {
         if generations.is_empty() || generations.len() > MAX_GENERATIONS {
@@ -128,6 +136,11 @@ impl Rows {
         if let Some(joined) = joined {
             check_ids(joined.members.iter())?;
             digest = suppose(&mut rows, secret, joined, digest)?;
+        }
+        if !late.is_empty() {
+            put_behind(&mut rows, late);
+            let joined = joined.map_or([].as_slice(), |joined| joined.members);
+            digest = with_late(digest, late, generations.iter().copied().chain([joined]));
         }
         Ok(Rows {
             rows,
@@ -238,6 +251,41 @@ fn put(row: &mut [u16; WIDTH], id: u16) {
     }
 }
 
+/// Of those that are equally late, and of all others, the order stays.
+fn put_behind(rows: &mut [[u16; WIDTH]], late: Late<'_>) {
+    let mut when = [0_u8; MAX_ID as usize + 1];
+    for (id, how) in late {
+        if let Some(place) = when.get_mut(usize::from(*id)) {
+            *place = *how;
+        }
+    }
+    let when = |id: u16| when.get(usize::from(id)).copied().unwrap_or(0);
+    // Where nobody takes new flows the first place stays empty.
+    for row in rows.iter_mut().filter(|row| !matches!(row, [0, ..])) {
+        row.sort_by_key(|id| (*id == 0, when(*id)));
+    }
+}
+
+fn with_late<'a>(
+    digest: u128,
+    late: Late<'_>,
+    sets: impl Iterator<Item = &'a [Member<'a>]>,
+) -> u128 {
+    let how = |id: u16| late.iter().find(|(other, _)| *other == id);
+    let named: BTreeSet<(u8, &str)> = sets
+        .flatten()
+        .filter_map(|(name, _, id)| how(*id).map(|(_, how)| (*how, *name)))
+        .collect();
+    let mut hasher = SipHasher24::new_with_key(b"pybalancer  late");
+    hasher.write(&digest.to_le_bytes());
+    for (how, name) in named {
+        hasher.write(&[how]);
+        hasher.write(name.as_bytes());
+        hasher.write(&[0]);
+    }
+    hasher.finish128().as_u128()
+}
+
 fn moved(new: &[Member<'_>], newest: &Table, old: &[Member<'_>], former: &Table) -> u32 {
     let id = |members: &[Member<'_>], table: &Table, slot: usize| {
         let index = table.slots().get(slot)?;
@@ -290,7 +338,7 @@ mod tests {
                 .map(|members| set(&names, &members.iter().map(|(i, w)| (*i, *w)).collect::<Vec<_>>()))
                 .collect();
             let borrowed: Vec<&[Member]> = generations.iter().map(Vec::as_slice).collect();
-            let rows = Rows::build(&secret(), &borrowed, None, SIZE).unwrap();
+            let rows = Rows::build(&secret(), &borrowed, None, &[], SIZE).unwrap();
             let owners: Vec<Vec<u16>> = generations
                 .iter()
                 .map(|members| {
@@ -319,16 +367,18 @@ mod tests {
             set(&names, &[(0, 1), (1, 1)]),
             set(&names, &[(0, 1), (1, 1), (2, 1)]),
         );
-        let rows = Rows::build(&secret(), &[&new, &old], None, SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], None, &[], SIZE).unwrap();
         let with_former = rows.rows().iter().filter(|row| row[1] != 0).count();
         assert_eq!(rows.moved() as usize, with_former);
         assert!(rows.moved() >= SIZE / 3);
         assert_eq!(
-            Rows::build(&secret(), &[&new], None, SIZE).unwrap().moved(),
+            Rows::build(&secret(), &[&new], None, &[], SIZE)
+                .unwrap()
+                .moved(),
             0
         );
         assert_eq!(
-            Rows::build(&secret(), &[&new, &[]], None, SIZE)
+            Rows::build(&secret(), &[&new, &[]], None, &[], SIZE)
                 .unwrap()
                 .moved(),
             SIZE
@@ -339,8 +389,9 @@ mod tests {
     fn digests_know_history_and_owners_do_not() {
         let names = names();
         let (one, two) = (set(&names, &[(0, 1), (1, 1)]), set(&names, &[(0, 1)]));
-        let build =
-            |generations: &[&[Member]]| Rows::build(&secret(), generations, None, SIZE).unwrap();
+        let build = |generations: &[&[Member]]| {
+            Rows::build(&secret(), generations, None, &[], SIZE).unwrap()
+        };
         let (fresh, grown) = (build(&[&one]), build(&[&one, &two]));
         assert_eq!(fresh.owners(), grown.owners());
         assert_ne!(fresh.digest(), grown.digest());
@@ -353,7 +404,7 @@ mod tests {
     fn a_backend_may_move_to_another_host() {
         let new: Vec<Member> = std::vec![("a", 1, 7)];
         let old: Vec<Member> = std::vec![("a", 1, 1)];
-        let rows = Rows::build(&secret(), &[&new, &old], None, SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], None, &[], SIZE).unwrap();
         assert!(rows.rows().iter().all(|row| *row == [7, 1, 0, 0, 0, 0]));
         assert_eq!(rows.moved(), SIZE);
     }
@@ -368,7 +419,8 @@ mod tests {
             members: &members,
             me,
         });
-        let build = |joined| Rows::build(&secret(), &[&members, &without], joined, SIZE).unwrap();
+        let build =
+            |joined| Rows::build(&secret(), &[&members, &without], joined, &[], SIZE).unwrap();
         let (told, supposed) = (build(None), build(joined));
         assert_eq!(told.owners(), supposed.owners());
         assert_ne!(told.digest(), supposed.digest());
@@ -402,16 +454,44 @@ mod tests {
             members: &members,
             me: 1,
         });
-        let rows = Rows::build(&secret(), &[&newest], joined, SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&newest], joined, &[], SIZE).unwrap();
         for row in rows.rows().iter().filter(|row| row[0] == 1) {
             assert!(matches!(row, [1, 2, 3, 4, 0, 0] | [1, 2, 4, 3, 0, 0]));
         }
     }
 
     #[test]
+    fn who_is_late_stands_behind_the_others() {
+        let names = names();
+        let grown = set(&names, &[(0, 1), (1, 1), (2, 1), (3, 1)]);
+        let sets: [&[Member]; 3] = [&grown, &grown[..3], &grown[..2]];
+        let build = |late: &[(u16, u8)]| Rows::build(&secret(), &sets, None, late, SIZE).unwrap();
+        let (told, late) = (build(&[]), build(&[(3, 2), (4, 1)]));
+        assert_eq!(told.owners(), late.owners());
+        assert_ne!(told.digest(), late.digest());
+        assert_ne!(late.digest(), build(&[(3, 1), (4, 2)]).digest());
+        let mut longest = 0;
+        for (told, row) in told.rows().iter().zip(late.rows()) {
+            let mut expected: Vec<u16> = told
+                .iter()
+                .copied()
+                .filter(|id| *id < 3 && *id > 0)
+                .collect();
+            expected.extend([4, 3].iter().filter(|id| told.contains(id)));
+            longest = longest.max(expected.len());
+            expected.resize(WIDTH, 0);
+            assert_eq!(row.as_slice(), expected.as_slice());
+        }
+        assert!(longest >= 3);
+        // Where nobody takes new flows, a director sees it by the first place.
+        let nobody = Rows::build(&secret(), &[&[], &grown], None, &[(1, 1)], SIZE).unwrap();
+        assert!(nobody.rows().iter().all(|row| row[0] == 0 && row[1] != 0));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let build = |generations: &[&[Member]]| {
-            Rows::build(&secret(), generations, None, SIZE).unwrap_err()
+            Rows::build(&secret(), generations, None, &[], SIZE).unwrap_err()
         };
         assert_eq!(build(&[]), RowsError::Generations(0));
         let many = std::vec![[].as_slice(); MAX_GENERATIONS + 1];
@@ -423,7 +503,7 @@ mod tests {
             me: 1,
         });
         assert_eq!(
-            Rows::build(&secret(), &[&[]], joined, SIZE).unwrap_err(),
+            Rows::build(&secret(), &[&[]], joined, &[], SIZE).unwrap_err(),
             RowsError::Id(0)
         );
         assert_eq!(
