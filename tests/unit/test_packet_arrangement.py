@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet.arrangement import Arrangement
-from pybalancer.packet.generations import History, Member, generation
+from pybalancer.packet.generations import REMOVED, SILENT, History, Member, generation
 from pybalancer.packet.services import Service
 
 SECTION = PacketConfig(interfaces=("eth0",))
@@ -36,6 +38,19 @@ def test_a_backend_is_among_the_machines_even_if_nothing_leads_to_it() -> None:
     me = f"10.0.0.{ord('d')}"
     assert me not in of(*"abc").hosts
     assert me in of(*"abc", me=me).hosts
+
+
+def test_who_is_not_in_the_file_or_silent_is_asked_late() -> None:
+    hosts = {name: f"10.0.0.{ord(name)}" for name in "abcd"}
+    before = of(*"abc")
+    now = replace(service(*"ab", everybody="abd"), silent=frozenset({hosts["d"]}))
+    after = Arrangement.of(SECTION, [now], hosts["a"], before.histories)
+    assert after.known["vip"].late == ((hosts["c"], REMOVED),)
+    assert after.after(before).known["vip"].late == ((hosts["c"], REMOVED),)
+    met = Arrangement.of(
+        SECTION, [now], hosts["a"], {"vip": History().with_(of(*"bd").histories["vip"].newest)}
+    )
+    assert met.known["vip"].late == ((hosts["d"], SILENT),)
 
 
 def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:
