@@ -205,6 +205,34 @@ def test_a_check_that_fails_at_directors_only_costs_nothing(seed: int) -> None:
                 assert site.lost() == 0
 
 
+@pytest.mark.parametrize(("grown", "most"), [(False, 0.01), (True, 0.06)])
+def test_two_checks_that_fail_at_once_cost_some(grown: bool, most: float) -> None:
+    """If backends are not told, as where machines are there and servers do not answer."""
+    begun = broken = 0
+    for seed in range(40):
+        site = Site(seed, "abc" if grown else "abcde")
+        for new in "de" if grown else "":
+            site.change({**site.weights, new: 1}, agents_first=True, opening=0)
+        site.open(100)
+        for _ in range(2):
+            for silent in (set(site.dice.sample("abcde", 2)), set[str]()):
+                for director in site.directors:
+                    director.apply(site.weights, silent)
+                site.open(50)
+                broken += forget_broken(site)
+        begun += 300
+    assert 0 < broken < most * begun
+
+
+def forget_broken(site: Site) -> int:
+    """How many there are."""
+    before = len(site.connections)
+    site.connections = [
+        each for each in site.connections if all(site.finds(one, *each) for one in site.directors)
+    ]
+    return before - len(site.connections)
+
+
 def test_a_long_history_costs_few() -> None:
     """Backends change eight times, among five to nine, and connections never end."""
     begun = broken = 0
@@ -215,11 +243,8 @@ def test_a_long_history_costs_few() -> None:
             if len(site.agents) == len(NAMES):
                 break
             site.change(site.next_weights(), agents_first=True, opening=0)
-            broken += site.lost()
+            broken += forget_broken(site)
             begun += 20
-            site.connections = [
-                each for each in site.connections if all(site.finds(one, *each) for one in site.directors)
-            ]
             site.open(20)
         begun += 100
     assert broken < 0.01 * begun
