@@ -170,7 +170,6 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     # Of those that rows still name, too.
     numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
     numbered = number_services(forwarder, wanted.services)
-    set_up_vips(running, section, wanted.vips)
     running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
     save(running)
     forwarder.configure(section)
@@ -195,6 +194,8 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     forwarder.flush()
     running.modes = forwarder.attach([name for name in section.interfaces if name in links])
     running.links = links
+    # Not before there is a program: a stack with the address resets connections whose packets only come by.
+    set_up_vips(running, section, wanted.vips)
     running.arrangement = wanted
     set_ways(running)
     kept = {numbers[host] for host in hosts}
@@ -397,9 +398,12 @@ def drop_vips(running: Running, wanted: set[str]) -> None:
 
 
 def close(running: Running, keep: bool) -> None:
-    running.forwarder.close(keep=keep)
     if keep:
+        running.forwarder.close(keep=True)
         return
+    with contextlib.suppress(OSError):  # What is left over is tried once more, and said.
+        vip.remove(running.state.added)
+    running.forwarder.close(keep=False)
     try:
         if running.section.role == "director":
             Ways.clean()

@@ -33,7 +33,7 @@ class Service:
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
     silent: frozenset[str] = frozenset()
-    """Hosts of those that take no new flows, whatever their weight; as a backend sees it, do not answer."""
+    """Hosts of those whose checks fail; to a backend, that do not answer."""
 
     @property
     def key(self) -> str:
@@ -43,7 +43,7 @@ class Service:
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
-    """What the configuration asks for. ``takes``: backends that get new flows; to a backend, that answer.
+    """What the configuration asks for. ``takes``: backends that are to get new flows; to one, who answers.
 
     One that hears of no other is cut off itself, or they may not ask each other: it takes all for well.
     """

@@ -92,6 +92,22 @@ def test_after_a_crash_packets_go_on_and_the_next_process_takes_over(start: Star
     assert not attached(director)
 
 
+def test_a_backend_ends_and_begins_again_and_resets_nobody(start: Start) -> None:
+    """Without its program its stack would answer packets of connections that others have."""
+    site, fleet, talking = start(directors=1, backends=3, present=2)
+    for _ in range(2):
+        talk(talking)
+    fleet.plan.backends = list(site.backends)
+    fleet.start_agent(site.backends[2], fleet.plan).ready()
+    fleet.apply(fleet.plan)
+    talk(talking)
+    for _ in range(2):
+        assert fleet.agents["b3"].stop() == 0
+        assert traces(fleet.agents["b3"]) == "0"
+        fleet.start_again(fleet.agents["b3"])
+    assert talking.lost(talking.conversations) == []
+
+
 def test_an_upgrade_of_director_and_backend_interrupts_nothing(start: Start) -> None:
     _, fleet, talking = start(directors=1, backends=2, health=CHECK)
     director, agent = fleet.directors["d1"], fleet.agents["b1"]

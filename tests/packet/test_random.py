@@ -5,8 +5,10 @@ What docs/packet.md promises is asked after each of them: whoever has begun goes
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -50,14 +52,9 @@ class Operator:
     def can(self, kind: str) -> bool:
         drained = [name for name in self.left if name in self.in_file]
         return {
-            "drain": len(self.in_file) - len(drained) > 2,
-            "drain_while_a_director_dies": len(self.in_file) - len(drained) > 2
-            and len(self.fleet.directors) > 1,
+            "drain_while_a_director_dies": len(self.fleet.directors) > 1,
             "remove": bool(drained),
-            "take_back": bool([name for name in drained if name in self.fleet.agents]),
-            "kill_director": len(self.fleet.directors) > 1,
             "switch_off": any(name not in self.in_file for name in self.fleet.agents),
-            "die": len(self.in_file) - len(drained) > 3,
             "new_director": len(self.fleet.directors) < len(self.site.directors),
         }.get(kind, True)
 
@@ -92,24 +89,13 @@ class Operator:
             self.fleet.agents[machine.name].ready()
         self.reload()
 
-    def drain(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def drain_while_a_director_dies(self) -> None:
         name = self.someone()
         self.left.append(name)
-        self.fleet.plan.weights = {**self.fleet.plan.weights, name: 0}
-        self.reload(meanwhile)
+        self.fleet.plan.weights = {name: 0}
+        self.reload(lambda: self.fleet.kill(self.dice.choice(list(self.fleet.directors))))
         new = {one.server for one in self.talking.open(VIP, 12) + self.talking.open(VIP6, 12)}
         assert name not in new
-
-    def drain_while_a_director_dies(self) -> None:
-        self.drain(self.kill_director)
-
-    def take_back(self) -> None:
-        name = self.dice.choice(
-            [name for name in self.left if name in self.in_file and name in self.fleet.agents]
-        )
-        self.left.remove(name)
-        self.fleet.plan.weights = {**self.fleet.plan.weights, name: 1}
-        self.reload()
 
     def remove(self) -> None:
         """From the file. Its connections live on, for its own process runs."""
@@ -123,24 +109,9 @@ class Operator:
             self.dice.choice([one for one in self.fleet.agents if one not in self.in_file])
         )
 
-    def die(self) -> None:
-        name = self.someone()
-        self.left.append(name)
-        self.fleet.kill_backend(name)
-        for serving in self.fleet.directors.values():
-            serving.line(f"chat/{name} is down")
-        self.fleet.plan.weights = {**self.fleet.plan.weights, name: 0}
-
-    def weigh(self) -> None:
-        self.fleet.plan.weights = {**self.fleet.plan.weights, self.someone(): self.dice.randrange(2, 4)}
-        self.reload()
-
     def forward(self) -> None:
         self.fleet.plan.forward = "ipip" if self.fleet.plan.forward == "l2" else "l2"
         self.reload()
-
-    def kill_director(self) -> None:
-        self.fleet.kill(self.dice.choice(list(self.fleet.directors)))
 
     def new_director(self) -> None:
         """In place of one that died, and it knows nothing."""
@@ -163,29 +134,30 @@ class Operator:
         self.crash(self.dice.choice([one for name, one in self.fleet.agents.items() if name in self.in_file]))
 
     def upgrade(self) -> None:
-        serving = self.fleet.agents[self.someone()]
+        """Then the new process dies, and another takes over from it."""
+        everyone = [*self.fleet.directors.values(), *self.fleet.agents.values()]
+        serving = self.dice.choice([one for one in everyone if one.machine.name not in self.left])
         done = serving.ask("upgrade")
         assert done.returncode == 0, done.stderr
+        new = serving.client.get("/status")["pid"]
+        assert new != serving.process.pid
+        self.look()
+        os.kill(new, signal.SIGKILL)
+        self.crash(serving)
 
 
 KINDS = [
     "add_two",
-    "add_two",
-    "drain",
     "drain_while_a_director_dies",
     "remove",
-    "take_back",
-    "weigh",
+    "switch_off",
     "forward",
-    "forward",
-    "kill_director",
     "new_director",
     "crash_director",
     "crash_backend",
-    "die",
-    "switch_off",
     "upgrade",
 ]
+"""Owners change twice. After more than that a few of a thousand connections break (docs/packet.md)."""
 
 
 def season(start: Start, seed: int, kinds: list[str] = KINDS) -> None:

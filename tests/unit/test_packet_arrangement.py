@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet.arrangement import Arrangement
-from pybalancer.packet.generations import History, Member, generation
+from pybalancer.packet.generations import REMOVED, SILENT, History, Member, generation
 from pybalancer.packet.services import Service
 
 SECTION = PacketConfig(interfaces=("eth0",))
@@ -47,6 +47,17 @@ def test_who_is_called_otherwise_is_who_it_was() -> None:
     before = of(*"abc")
     renamed = [replace(service(*"abd"), name="public")]
     assert sets(Arrangement.of(SECTION, renamed, None, before.histories)) == ["abd", "abc"]
+
+
+def test_who_is_not_in_the_file_or_silent_is_asked_late() -> None:
+    hosts = {name: f"10.0.0.{ord(name)}" for name in "abcd"}
+    before = of(*"abc")
+    now = replace(service(*"ab", everybody="abd"), silent=frozenset({hosts["d"]}))
+    after = Arrangement.of(SECTION, [now], hosts["a"], before.histories)
+    assert after.known[KEY].late == ((hosts["c"], REMOVED),)
+    assert after.after(before).known[KEY].late == ((hosts["c"], REMOVED),)
+    met = Arrangement.of(SECTION, [now], hosts["a"], {KEY: History().with_(of(*"bd").histories[KEY].newest)})
+    assert met.known[KEY].late == ((hosts["d"], SILENT),)
 
 
 def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 
@@ -16,7 +16,7 @@ from pybalancer.packet.generations import History, Known, Member, Numbers, gener
 from tests.model.packet import MOST_HOPS, after
 
 SIZE, SECRET = 1021, bytes(range(16))
-NAMES = "abcdefgh"
+NAMES = "abcdefghi"
 NUMBERS = Numbers({f"host {name}": number for number, name in enumerate(NAMES, 1)})
 
 Weights = Mapping[str, int]
@@ -36,12 +36,13 @@ class Host:
         self.history = History()
         self.rows: list[tuple[int, ...]] = []
 
-    def apply(self, weights: Weights) -> None:
+    def apply(self, weights: Weights, silent: Collection[str] = ()) -> None:
+        """``silent`` are backends whose checks have failed."""
         members = [Member(name, weight, f"host {name}") for name, weight in weights.items()]
         if self.me is not None:
             self.history = self.history.joined_by(self.me, members)
-        self.history = self.history.with_(generation(members))
-        self.rows = rows_of(self.history.seen_by(self.me))
+        self.history = self.history.with_(generation([one for one in members if one.name not in silent]))
+        self.rows = rows_of(self.history.seen_by(self.me, members, {f"host {name}" for name in silent}))
 
 
 class Site:
@@ -51,6 +52,9 @@ class Site:
         self.directors = [Host("", agent=False) for _ in range(3)]
         self.agents = {name: Host(name, agent=True) for name in backends}
         self.connections: list[tuple[int, int]] = []
+        self.dead: set[str] = set()
+        self.told = True
+        """Whether backends know who is dead or gone."""
         for host in (*self.directors, *self.agents.values()):
             host.apply(self.weights)
 
@@ -72,6 +76,8 @@ class Site:
         for hops in range(MOST_HOPS + 1):
             if here == owner:
                 return True
+            if NAMES[here - 1] in self.dead:
+                return False
             there = after(self.agents[NAMES[here - 1]].rows[slot], here, hops)
             if not there:
                 return False
@@ -97,6 +103,15 @@ class Site:
             self.open(opening)
             lost += self.lost()
         return lost
+
+    def die(self, name: str) -> None:
+        """Its machine. In the end all whose file has it have noticed."""
+        self.dead.add(name)
+        number = NUMBERS[f"host {name}"]
+        self.connections = [each for each in self.connections if each[1] != number]
+        for host in (*self.directors, *self.agents.values()):
+            if name in self.weights and (self.told or host.me is None):
+                host.apply(self.weights, self.dead)
 
     def next_weights(self) -> dict[str, int]:
         """One backend added, drained, taken back or removed."""
@@ -149,6 +164,90 @@ def test_without_second_hops_they_would_be_lost() -> None:
     for director in site.directors:
         director.apply({**site.weights, "a": 0})
     assert site.lost() > 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_machine_that_is_gone_takes_nobody_with_it(seed: int, removed: bool) -> None:
+    """It had slots of others for a while, and so their packets used to go by it."""
+    assert lost_with(seed, removed, told=True) == 0
+
+
+def test_without_being_asked_late_it_would() -> None:
+    assert lost_with(1, removed=False, told=False) > 20
+
+
+def lost_with(seed: int, removed: bool, *, told: bool) -> int:
+    site = Site(seed, "abc")
+    site.told = told
+    site.open(300)
+    for new in "de":
+        assert site.change({**site.weights, new: 1}, agents_first=True, opening=0) == 0
+    if removed:
+        assert site.change({**site.weights, "d": 0}, agents_first=True, opening=0) == 0
+        weights = {name: weight for name, weight in site.weights.items() if name != "d"}
+        assert site.change(weights, agents_first=True, opening=0) == 0
+    site.die("d")
+    return site.lost()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_check_that_fails_at_directors_only_costs_nothing(seed: int) -> None:
+    """What begins meanwhile is found when it is over, by whom nobody has told of it."""
+    site = Site(seed, "abcde")
+    site.open(100)
+    for sick in site.dice.sample("abcde", 3):
+        for silent in ({sick}, set[str]()):
+            site.dice.shuffle(site.directors)
+            for director in site.directors:
+                director.apply(site.weights, silent)
+                site.open(10)
+                assert site.lost() == 0
+
+
+@pytest.mark.parametrize(("grown", "most"), [(False, 0.01), (True, 0.06)])
+def test_two_checks_that_fail_at_once_cost_some(grown: bool, most: float) -> None:
+    """If backends are not told, as where machines are there and servers do not answer."""
+    begun = broken = 0
+    for seed in range(40):
+        site = Site(seed, "abc" if grown else "abcde")
+        for new in "de" if grown else "":
+            site.change({**site.weights, new: 1}, agents_first=True, opening=0)
+        site.open(100)
+        for _ in range(2):
+            for silent in (set(site.dice.sample("abcde", 2)), set[str]()):
+                for director in site.directors:
+                    director.apply(site.weights, silent)
+                site.open(50)
+                broken += forget_broken(site)
+        begun += 300
+    assert 0 < broken < most * begun
+
+
+def forget_broken(site: Site) -> int:
+    """How many there are."""
+    before = len(site.connections)
+    site.connections = [
+        each for each in site.connections if all(site.finds(one, *each) for one in site.directors)
+    ]
+    return before - len(site.connections)
+
+
+def test_a_long_history_costs_few() -> None:
+    """Backends change eight times, among five to nine, and connections never end."""
+    begun = broken = 0
+    for seed in range(20):
+        site = Site(seed, "abcde")
+        site.open(100)
+        for _ in range(8):
+            if len(site.agents) == len(NAMES):
+                break
+            site.change(site.next_weights(), agents_first=True, opening=0)
+            broken += forget_broken(site)
+            begun += 20
+            site.open(20)
+        begun += 100
+    assert broken < 0.01 * begun
 
 
 def stray(site: Site, slot: int) -> int:

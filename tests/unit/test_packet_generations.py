@@ -10,6 +10,8 @@ from pybalancer.errors import PybalancerError
 from pybalancer.packet.generations import (
     MOST_GENERATIONS,
     MOST_NUMBERS,
+    REMOVED,
+    SILENT,
     Generation,
     History,
     Known,
@@ -80,6 +82,20 @@ def test_a_backend_knows_where_its_flows_went_without_being_told() -> None:
 def test_a_director_supposes_nothing() -> None:
     began = History().joined_by(of("a")[0].host, of(*"abc")).with_(of(*"abc"))
     assert began.seen_by(None) == Known((of(*"abc"),))
+
+
+def test_who_is_gone_or_silent_is_asked_late() -> None:
+    history = History().with_(of(*"abc")).with_(of(*"acd"))
+    me, b, c = (of(name)[0].host for name in "abc")
+    assert history.seen_by(me).late == ()
+    assert history.seen_by(me, of(*"abcd")).late == ()
+    assert history.seen_by(me, of(*"acd")).late == ((b, REMOVED),)
+    assert history.seen_by(me, of(*"acd"), {b, c, "10.9.9.9"}).late == ((b, SILENT), (c, SILENT))
+    # A director sends to owners only.
+    assert history.seen_by(None, of(*"acd"), {c}).late == ()
+    numbers = Numbers({member.host: 10 + index for index, member in enumerate(of(*"abcd"))})
+    known = Known((of("c"), of("b"), of("a")), (), me, ((b, REMOVED), (c, SILENT)))
+    assert numbers.rows(known, bytes(16), 13).row(0) == (10, 11, 12, 0, 0, 0)
 
 
 def test_a_backend_without_history_has_just_joined() -> None:

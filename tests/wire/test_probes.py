@@ -16,7 +16,8 @@ import pytest
 import trio
 import uvicorn
 
-from pybalancer.tasks.probes import MOST_BYTES
+from pybalancer.policy.settings import Check
+from pybalancer.tasks.probes import MOST_BYTES, probe
 
 from .answers import (
     QUICK,
@@ -39,6 +40,17 @@ from .answers import (
 )
 from .namespace import namespace, needs_namespaces
 from .net import PATIENCE, Handler, Server, connect, reserved, reset, server, text_of, until
+
+
+async def test_a_refusal_may_be_a_sign_of_life() -> None:
+    with reserved() as address:
+        assert not (await probe(Check(), address)).ok
+        there = await probe(Check(refused=True), address)
+    assert (there.ok, there.reason) == (True, "connection refused")
+    # Nobody is at an address without a route.
+    with namespace() as alone, alone.inside():
+        assert not (await probe(Check(refused=True), "192.0.2.1:80")).ok
+
 
 # Where it is.
 

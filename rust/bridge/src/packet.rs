@@ -36,12 +36,12 @@ pub struct PacketRows(Rows);
 #[pymethods]
 impl PacketRows {
     #[new]
-    #[pyo3(signature = (generations, *, joined=None, late=Vec::new(), secret, size=65537))]
+    #[pyo3(signature = (generations, *, joined=None, late=None, secret, size=65537))]
     fn new(
         py: Python<'_>,
         generations: Vec<Members>,
         joined: Option<(u16, Members)>,
-        late: Vec<(u16, u8)>,
+        late: Option<Vec<(u16, u8)>>,
         secret: &[u8],
         size: u32,
     ) -> PyResult<PacketRows> {
@@ -54,6 +54,7 @@ impl PacketRows {
             members: &among,
             me,
         });
+        let late = late.unwrap_or_default();
         py.detach(|| Rows::build(&secret, &sets, joined, &late, size))
             .map(PacketRows)
             .map_err(|error| plan_error(error.to_string()))
