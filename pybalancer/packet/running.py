@@ -399,6 +399,7 @@ def close(running: Running, keep: bool) -> None:
         return
     try:
         if running.section.role == "director":
+            running.ways.set(())
             Ways.clean()
         vip.remove(running.state.added)
         if running.state.settings:
