@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pybalancer")
 
 SETTLE: Final = 1.0
-"""Seconds that the neighbours have at the start to say their hardware addresses."""
+"""Seconds that new neighbours have to say their hardware addresses."""
 TAGS: Final = 10.0
 """Seconds between two looks at what cards do with VLAN tags."""
 MOST_SERVICES: Final = 256
@@ -173,7 +173,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
     save(running)
     forwarder.configure(section)
-    running.hops = look_at_hops(running, section, hosts, wait=not running.hops)
+    running.hops = look_at_hops(running, section, hosts, wait=True)
     set_hosts(running, hosts, anew=anew)
     if wanted.me is not None:
         forwarder.set_me(numbers[wanted.me])
@@ -258,16 +258,20 @@ def until_next(questions: int) -> float:
 
 
 def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
-    """The next hops; with ``wait`` neighbours get a moment to answer."""
+    """The next hops; with ``wait`` neighbours that are new get a moment to answer.
+
+    Packets for a machine whose hardware address is not known are dropped, so they are not to go there before.
+    """
     direct = section.forward == "l2"
     now = time.monotonic()
-    routes = wait or now >= running.routes_due
+    new = hosts - running.hops.keys() if wait else set()
+    routes = now >= running.routes_due
     if routes:
         running.routes_due = now + until_next(len(hosts))
     found = hops.look(hosts, running.hops, direct=direct, routes=routes)
     deadline = time.monotonic() + SETTLE
-    while wait and time.monotonic() < deadline:
-        if all(hop.mac is not None or hop.interface is None for hop in found.values()):
+    while time.monotonic() < deadline:
+        if all(found[host].mac is not None or found[host].interface is None for host in new):
             break
         time.sleep(0.02)
         found = hops.look(hosts, found, direct=direct, routes=False)

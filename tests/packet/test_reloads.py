@@ -55,6 +55,23 @@ def test_backends_are_reached_another_way_from_one_packet_to_the_next(start: Sta
         assert taken(talking) == {"b1", "b2", "b3"}
 
 
+def test_a_backend_gets_packets_only_when_its_hardware_address_is_known(start: Start) -> None:
+    """Else what is for it, a part of all that goes on, stands still for a second."""
+    site, fleet, talking = start(directors=1, backends=3, present=2)
+    talk(talking)
+    plan = replace(fleet.plan, backends=site.backends)
+    fleet.start_agent(site.backends[2], plan).ready()
+    fleet.apply(plan, list(fleet.agents.values()))
+    director = fleet.directors["d1"]
+    before = [machine["names"] for machine in director.packet()["machines"]]
+    assert before == [["b1"], ["b2"]]
+    assert site.backends[2].address not in shown(director.machine.space, "ip neigh")
+    director.write(plan)
+    assert taken(talking) == {"b1", "b2", "b3"}
+    assert talking.lost(talking.conversations) == []
+    assert "dropped_unresolved" not in director.packet()["reasons"]
+
+
 def test_xdp_changes_its_mode(start: Start) -> None:
     _, fleet, talking = start(directors=1, backends=2)
     talk(talking)
