@@ -80,7 +80,7 @@ class Plans(Operations):
         # Not to be left halfway: workers, packets and what is remembered here would go by two configurations.
         with trio.CancelScope(shield=True):
             generation = await self._apply_to_all(config, addresses, secret, tickets)
-        return generation
+        return generation  # noqa: RET504 - a scope may end early, says mypy; not this one
 
     async def _apply_to_all(
         self, config: Config, addresses: dict[Key, str], secret: bytes, tickets: dict[str, bytes] | None
