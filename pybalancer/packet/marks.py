@@ -131,7 +131,8 @@ class Ways:
                 try:
                     kernel.rule("add", family=family, **GUARD)
                 except kernel_error() as error:
-                    if getattr(error, "code", 0) != errno.EEXIST:
+                    # A kernel without IPv6 (``ipv6.disable=1``) needs no rule for it.
+                    if getattr(error, "code", 0) not in (errno.EEXIST, errno.EAFNOSUPPORT):
                         raise OSError(getattr(error, "code", 0), f"no rule for checks: {error}") from None
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyroute2
 import pytest
 
-from pybalancer.packet.marks import Way, Ways
+from pybalancer.packet.marks import GUARD, Way, Ways
 from tests.wire.namespace import Namespace, needs_namespaces
 
 from .test_lifecycle import shown
@@ -95,6 +96,24 @@ def test_what_another_process_has_left_is_removed_by_one_look(inside: Namespace,
     Ways.clean()
     assert there(inside) == (0, 0, 0)
     assert len(lists) == len(VIPS)
+
+
+WITHOUT_RULES = 9
+"""AF_X25: to ask for its rules is answered as on a kernel that was started with ``ipv6.disable=1``."""
+
+
+def test_a_kernel_without_ipv6_has_ways_all_the_same(
+    inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pybalancer.packet.marks.FAMILIES", (socket.AF_INET, WITHOUT_RULES))
+    with pyroute2.IPRoute() as kernel, pytest.raises(pyroute2.NetlinkError) as refused:
+        kernel.rule("add", family=WITHOUT_RULES, **GUARD)
+    assert refused.value.code == errno.EAFNOSUPPORT
+    Ways.guard()
+    Ways().set(way for way in ways() if way.vip == VIPS[0])
+    assert there(inside)[0] == len(MACHINES) + 1
+    Ways.clean()
+    assert there(inside) == (0, 0, 0)
 
 
 def test_a_way_that_was_refused_is_set_up_later_and_leaves_nothing(inside: Namespace) -> None:
