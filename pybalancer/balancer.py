@@ -161,6 +161,7 @@ class Balancer(Plans):
             self._nursery = nursery
             self._resume_drains()
             await self._start_tasks(nursery, config, seen)
+            self._packets_served = True
             self._stack = stack.pop_all()
 
     # What one that takes the place of another process does besides (``pybalancer.upgrade.served``).

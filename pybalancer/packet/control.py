@@ -107,6 +107,11 @@ class PacketControl:
                 if self._running is not None:
                     await trio.to_thread.run_sync(self._look, self._running)
 
+    @property
+    def found(self) -> bool:
+        """Whether packets were forwarded already when this process began."""
+        return self._running is not None and self._running.found
+
     async def close(self, *, keep: bool) -> None:
         """Leave packets alone from now on; with ``keep`` the kernel goes on without this process."""
         with trio.CancelScope(shield=True):

@@ -39,7 +39,7 @@ def clear(
 
     Raises PybalancerError if it is no leftover: its process lives.
     """
-    kind: Kind = "director" if section.role == "director" else "agent"
+    kind = kind_of(section)
     programs = section.engine == "xdp"
     for other in KINDS:
         if pinned(other):
@@ -63,6 +63,10 @@ def notice() -> str:
             what = f"programs of mode packet that a {NAMES[kind]} has left still do what they did"
             return f"{what}; if no process is to take them over, `rm -r {PINS / pin_name(kind)}` ends that"
     return ""
+
+
+def kind_of(section: PacketConfig) -> Kind:
+    return "director" if section.role == "director" else "agent"
 
 
 def pinned(kind: Kind) -> bool:

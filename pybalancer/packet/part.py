@@ -30,6 +30,8 @@ class PacketPart:
         self._packet = PacketControl()
         self._packets_wanted = False
         """Whether packets are this process's to forward: until it serves they are those of the one before."""
+        self._packets_served = False
+        """Whether the start is over."""
 
     def _health(self, config: Config, addresses: Mapping[Key, str]) -> dict[Key, BackendHealth]:
         raise NotImplementedError
@@ -59,7 +61,9 @@ class PacketPart:
         )
 
     async def _close_packets(self) -> None:
-        await self._packet.close(keep=self._packets_go_on())
+        # A start that fails, be it at its last step, must not end what went on without it.
+        failed = not self._packets_served and self._packet.found
+        await self._packet.close(keep=failed or self._packets_go_on())
 
     async def refresh(self) -> None:
         """Look at what has to be waited for, so that status, metrics and explain are of this moment.

@@ -51,6 +51,8 @@ class Running:
     size: int
     directory: Path
     state: state.State
+    found: bool = False
+    """Whether packets were forwarded already when this process began."""
     settled: bool = False
     """Whether it is so: the kernel may have refused a part."""
     unsaved: str = ""
@@ -93,7 +95,10 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
     known = state.load(directory)
     me = who_am_i(section, wanted, known.histories.values())
     known = leftovers.clear(section, secret, size, known, directory)
+    # With another secret or size it is not taken over, but packets go by it until this one is set up.
+    found = section.engine == "xdp" and leftovers.pinned(leftovers.kind_of(section))
     forwarder = _forwarder(section, secret, size)
+    found |= forwarder.adopted
     if forwarder.adopted:
         if not known.histories:
             _log.warning(
@@ -109,6 +114,7 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
         size,
         directory,
         known,
+        found,
     )
     try:
         if section.role == "director":
@@ -117,7 +123,7 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
         arrange(running, running.arrangement)
     except BaseException:
         with contextlib.suppress(_core.PacketError, OSError):
-            close(running, running.forwarder.adopted)
+            close(running, running.found)
         raise
     return running
 
