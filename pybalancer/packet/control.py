@@ -287,7 +287,9 @@ class PacketControl:
 def _why(error: Exception) -> str:
     """What somebody is told who can do something about it."""
     expected = isinstance(error, _core.PacketError | _core.PlanError | PybalancerError | OSError)
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text if expected and text else repr(error)
 
 

@@ -404,17 +404,27 @@ def drop_vips(running: Running, wanted: set[str]) -> None:
 
 
 def close(running: Running, keep: bool) -> None:
-    running.forwarder.close(keep=keep)
+    """Never raises without ``keep``: what cannot be removed does not keep the rest from it."""
     if keep:
+        running.forwarder.close(keep=True)
         return
-    try:
+
+    def packets() -> None:
+        running.forwarder.close(keep=False)
+
+    def ways() -> None:
         if running.section.role == "director":
             running.ways.set(())
             Ways.clean()
+
+    def addresses() -> None:
         vip.remove(running.state.added)
-        if running.state.settings:
-            vip.restore(running.state.settings)
+        vip.restore(running.state.settings)
         running.state = replace(running.state, added=(), settings={})
         state.save(running.state, running.directory)
-    except OSError as error:
-        _log.warning("packets: not all is cleaned up: %s", error)
+
+    for step in (packets, ways, addresses):
+        try:
+            step()
+        except (_core.PacketError, OSError, hops.kernel_error()) as error:
+            _log.warning("packets: not all is cleaned up: %s", error)
