@@ -16,9 +16,10 @@ import trio
 
 from pybalancer import _core
 from pybalancer.config import packet
+from pybalancer.config.secret import state_directory
 from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
-from pybalancer.packet import answers, leftovers
+from pybalancer.packet import answers, hops, leftovers
 from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.counting import Counting
 from pybalancer.packet.marks import mark
@@ -64,6 +65,8 @@ class PacketControl:
 
     def __init__(self) -> None:
         self._running: Running | None = None
+        self._missed = False
+        """Whether packets are to be forwarded and are not, but for what a process before has set up."""
         self._lock = trio.Lock()
         self._counting = Counting()
         self._told: dict[str, str] = {}
@@ -78,7 +81,7 @@ class PacketControl:
     ) -> None:
         """From now on packets go as this says. Raises StartError; then they go as before."""
         if not packet.listeners(config):
-            if self._running is None:
+            if self._running is None and not self._missed:
                 self._tell("left", await trio.to_thread.run_sync(leftovers.notice))
             await self.close(keep=False)
             return
@@ -119,6 +122,9 @@ class PacketControl:
                 running, self._running = self._running, None
                 if running is not None:
                     await trio.to_thread.run_sync(close, running, keep)
+                elif self._missed and not keep:
+                    await trio.to_thread.run_sync(_remove_leftovers)
+                self._missed = False
 
     # What a change does, in a thread.
 
@@ -127,7 +133,9 @@ class PacketControl:
         size = next(config.pools[name].table_size for name in packet.pools(config))
         running = self._running
         if running is None:
+            self._missed = True
             self._running = start(section, wanted, secret, size)
+            self._missed = False
         elif _other_part(running.section, section):
             self._replace(running, section, wanted, secret, size)
         else:
@@ -291,6 +299,13 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text if expected and text else repr(error)
+
+
+def _remove_leftovers() -> None:
+    try:
+        leftovers.remove(state_directory())
+    except (PybalancerError, _core.PacketError, OSError, hops.kernel_error()) as error:
+        _log.warning("packets: not all is cleaned up: %s", error)
 
 
 def _other_part(before: PacketConfig, after: PacketConfig) -> bool:

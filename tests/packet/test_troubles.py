@@ -12,7 +12,7 @@ from tests.wire.net import until
 
 from .conftest import Start
 from .talks import Talks
-from .test_lifecycle import CHECK, attached, shown
+from .test_lifecycle import CHECK, attached, shown, traces
 from .test_reloads import WIDE, taken
 from .topology import VIP, VIP6, Machine
 
@@ -133,6 +133,24 @@ def test_an_upgrade_that_cannot_have_the_packets_serves_all_the_same(start: Star
     finally:
         subprocess.run(["kill", str(pid)], check=True)
         until(lambda: not attached(director), "the end of the new process")
+
+
+@pytest.mark.parametrize("role", ["director", "backend"])
+def test_an_upgrade_that_never_had_the_packets_ends_them_when_it_ends(start: Start, role: str) -> None:
+    """Nobody would be there to change where they go."""
+    _, fleet, _ = start(directors=1, backends=2, health=CHECK)
+    serving = fleet.directors["d1"] if role == "director" else fleet.agents["b1"]
+    serving.machine.space.ip(*WIDE)
+    serving.file.write_text(replace(fleet.plan, interfaces=("eth0", "wide")).text())
+    done = serving.ask("upgrade")
+    assert done.returncode == 0, done.stderr
+    serving.line("packets go as the process before has left it, which is tried again: .*attach to wide")
+    pid = serving.client.get("/status")["pid"]
+    assert serving.process.wait(30) == 0
+    assert attached(serving)
+    subprocess.run(["kill", str(pid)], check=True)
+    until(lambda: not attached(serving), "the end of packets")
+    until(lambda: traces(serving) == "0", "its traces gone")
 
 
 def test_backends_that_are_all_down_when_a_director_begins_get_packets(start: Start) -> None:
