@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pybalancer.config.values import join
 from pybalancer.packet.forwarder import Count
 from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus
-from pybalancer.packet.running import interface_problems
+from pybalancer.packet.running import machine_problems
 
 if TYPE_CHECKING:
     from pybalancer.packet.counting import Counting
@@ -57,7 +57,7 @@ def status(running: Running, counting: Counting) -> PacketStatus:
         engine=section.engine,
         forward=section.forward,
         interfaces=dict(running.modes),
-        problems={name: why for name, why in interface_problems(running).items() if why},
+        problems={name: why for name, why in machine_problems(running).items() if why},
         me=running.me,
         services=[_service(running, number, service, counting) for number, service in there],
         machines=[

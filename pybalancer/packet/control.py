@@ -30,9 +30,9 @@ from pybalancer.packet.running import (
     close,
     follow_hops,
     follow_links,
-    interface_problems,
     look_at_tags,
     look_at_vips,
+    machine_problems,
     rekeyed,
     save_late,
     set_ways,
@@ -204,7 +204,7 @@ class PacketControl:
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
-        problems |= running.ways.problems | interface_problems(running)
+        problems |= running.ways.problems | machine_problems(running)
         for what, problem in problems.items():
             self._tell(what, problem)
         for what in self._told.keys() - problems.keys() - OWN:

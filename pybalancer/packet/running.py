@@ -78,6 +78,8 @@ class Running:
     vips: set[str] = field(default_factory=set)
     """Addresses that are on ``lo``."""
     vips_due: float = 0.0
+    astray: set[str] = field(default_factory=set)
+    """Of a director: addresses of services that it has itself."""
 
     @property
     def section(self) -> PacketConfig:
@@ -300,11 +302,15 @@ def follow_links(running: Running) -> None:
 
 
 def look_at_vips(running: Running) -> None:
-    """Whoever configures this machine's network may know nothing of our addresses, and remove them."""
+    """Whoever configures this machine's network may know nothing of our addresses: remove a backend's, or
+    give a director one."""
     now = time.monotonic()
     if now < running.vips_due:
         return
     running.vips_due = now + until_next(len(running.arrangement.vips))
+    if running.section.role == "director":
+        running.astray = running.arrangement.vips & hops.local_addresses()
+        return
     before = running.state
     running.vips = set()
     set_up_vips(running, running.section, running.arrangement.vips)
@@ -325,12 +331,16 @@ def look_at_tags(running: Running) -> None:
         running.tags = tags.hidden(running.section.interfaces)
 
 
-def interface_problems(running: Running) -> dict[str, str]:
-    """Of all interfaces; "" where there is none."""
-    return {
+def machine_problems(running: Running) -> dict[str, str]:
+    """Of this machine's interfaces and addresses; "" where there is none."""
+    interfaces = {
         name: running.tags.get(name, "") if name in running.links else "there is no such interface"
         for name in running.section.interfaces
     }
+    why = "a director must not have this address: its checks ask the director itself"
+    return {
+        address: why if address in running.astray else "" for address in running.arrangement.vips
+    } | interfaces
 
 
 def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:

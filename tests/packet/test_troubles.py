@@ -91,6 +91,24 @@ def test_addresses_that_somebody_removes_come_back(start: Start) -> None:
     assert not has_vips(machine)
 
 
+def test_a_director_with_an_address_of_a_service_is_told(start: Start) -> None:
+    """Its checks ask itself: without a word all backends seem to be down, or, if something answers, up."""
+    _, fleet, talking = start(directors=1, backends=2, health=CHECK)
+    director = fleet.directors["d1"]
+    until(lambda: director.are("up"), "the checks")
+    assert director.packet()["problems"] == {}
+    director.machine.space.ip(f"addr add {VIP}/32 dev lo")
+    director.line(
+        f"packets: {VIP}: a director must not have this address: its checks ask the director itself"
+    )
+    assert director.packet()["problems"].keys() == {VIP}
+    assert taken(talking) == {"b1", "b2"}
+    director.machine.space.ip(f"addr del {VIP}/32 dev lo")
+    director.line(f"packets: {VIP}: it works again")
+    until(lambda: director.are("up"), "the checks")
+    assert director.packet()["problems"] == {}
+
+
 def has_vips(machine: Machine) -> bool:
     return all(vip in shown(machine.space, "ip addr show lo") for vip in (VIP, VIP6))
 
