@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -74,7 +75,8 @@ class PacketControl:
     async def check(self, config: Config) -> None:
         """Raises StartError with all that this machine lacks for it."""
         if packet.listeners(config):
-            await trio.to_thread.run_sync(_check, config)
+            known = self._running.section.interfaces if self._running is not None else ()
+            await trio.to_thread.run_sync(_check, config, known)
 
     async def apply(
         self, config: Config, addresses: Mapping[Key, str], takes: Collection[Key], secret: bytes
@@ -313,18 +315,23 @@ def _other_part(before: PacketConfig, after: PacketConfig) -> bool:
     return (before.role, before.engine) != (after.role, after.engine)
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, known: Collection[str]) -> None:
+    """Raises StartError.
+
+    Of ``known`` interfaces, which are followed already, one may be gone for a while: that must not be in the
+    way of a change that has nothing to do with it.
+    """
     section = config.packet
+    there = {name for _, name in socket.if_nameindex()}
+    interfaces = [name for name in section.interfaces if name in there or name not in known]
     if section.engine == "nftables":
         from pybalancer.packet.nft import missing
 
-        found = missing(section.interfaces)
+        found = missing(interfaces)
     else:
         checks = section.role == "director" and section.forward == "ipip"
         found = list(
-            dict.fromkeys(
-                why for name in section.interfaces for why in _core.packet_support(name, checks=checks)
-            )
+            dict.fromkeys(why for name in interfaces for why in _core.packet_support(name, checks=checks))
         )
         if found and section.forward == "l2" and not all("interface" in why for why in found):
             found.append('where BPF is not to be had, [packet] engine = "nftables" does with less')

@@ -10,6 +10,7 @@ import pytest
 
 from pybalancer.admin.client import Refused
 from tests.wire.namespace import needs_namespaces
+from tests.wire.net import until
 
 from .conftest import Start
 from .fleet import Fleet, Serve
@@ -125,6 +126,26 @@ def test_what_is_refused_is_taken_back_whole(start: Start, size: int) -> None:
     assert talking.lost(talking.conversations) == []
     director.write(fleet.plan)
     assert director.packet()["interfaces"] == {"eth0": "native"}
+
+
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_an_interface_that_is_gone_is_not_in_the_way_of_a_reload(start: Start, engine: str) -> None:
+    """Just then somebody may have to take a backend out."""
+    _, fleet, talking = start(directors=1, backends=2, engine=engine)
+    director = fleet.directors["d1"]
+    space = director.machine.space
+    space.ip("link add other type veth peer name other-end")
+    plan = replace(fleet.plan, interfaces=("eth0", "other"))
+    director.write(plan)
+    space.ip("link del other")
+    director.line("packets: other: there is no such interface")
+    director.write(replace(plan, weights={"b1": 0}))
+    assert taken(talking) == {"b2"}
+    with pytest.raises(Refused, match="never"):
+        director.write(replace(plan, interfaces=("eth0", "other", "never")))
+    space.ip("link add other type veth peer name other-end", "link set other up")
+    director.line("packets: other: it works again")
+    until(lambda: director.packet()["interfaces"].keys() == {"eth0", "other"}, "the interface")
 
 
 def test_a_role_that_this_machine_cannot_have_is_refused(start: Start) -> None:
