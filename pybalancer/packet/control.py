@@ -323,7 +323,8 @@ def _check(config: Config, known: Collection[str]) -> None:
     """
     section = config.packet
     there = {name for _, name in socket.if_nameindex()}
-    interfaces = [name for name in section.interfaces if name in there or name not in known]
+    others = {name: real for name in section.interfaces if name not in there and (real := _real_name(name))}
+    interfaces = [name for name in section.interfaces if name in there or name not in {*known, *others}]
     if section.engine == "nftables":
         from pybalancer.packet.nft import missing
 
@@ -335,5 +336,14 @@ def _check(config: Config, known: Collection[str]) -> None:
         )
         if found and section.forward == "l2" and not all("interface" in why for why in found):
             found.append('where BPF is not to be had, [packet] engine = "nftables" does with less')
+    found += [f'interface "{name}" is called "{real}": write that' for name, real in others.items()]
     if found:
         raise StartError("mode packet: " + "; ".join(found))
+
+
+def _real_name(interface: str) -> str | None:
+    """Of an interface that is given by another (``altname`` of ``ip link``); None if there is none."""
+    try:
+        return socket.if_indextoname(socket.if_nametoindex(interface))
+    except OSError:
+        return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.wire.namespace import namespace, needs_namespaces
-from tests.wire.net import until
+from tests.wire.net import PATIENCE, until
 from tests.wire.serving import environment_in
 
 from .conftest import Start
@@ -164,6 +164,26 @@ def test_an_interface_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert 'interface "eth0"' in done.stderr
     assert "nftables" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_another_name_of_an_interface_is_said(tmp_path: Path, engine: str) -> None:
+    """The kernel takes it where it is asked for the interface's number, and nowhere else."""
+    with site(directors=1, backends=1) as made:
+        file = tmp_path / "pybalancer.toml"
+        file.write_text(Plan(backends=made.backends, interfaces=("enp3s0",), engine=engine).text())
+        made.directors[0].space.ip("link property add dev eth0 altname enp3s0")
+        with made.directors[0].space.inside():
+            done = subprocess.run(
+                [sys.executable, "-m", "pybalancer", "serve", str(file)],
+                env=environment_in(tmp_path),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE,
+            )
+    assert done.returncode == 3
+    assert 'interface "enp3s0" is called "eth0": write that' in done.stderr
 
 
 def test_a_machine_that_is_no_backend_is_said(tmp_path: Path) -> None:
