@@ -156,7 +156,7 @@ class Balancer(Plans):
             self._watch(config, addresses)
             await self._before_service()
             await self._start_packets(config, addresses, secret)
-            stack.push_async_callback(self._close_packets)
+            stack.push_async_exit(self._close_packets)
             self._phase = "running"
             self._nursery = nursery
             self._resume_drains()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pybalancer.config import packet
@@ -60,9 +61,12 @@ class PacketPart:
             config, addresses, self._takers(config, self._health(config, addresses)), secret
         )
 
-    async def _close_packets(self) -> None:
-        # A start that fails, be it at its last step, must not end what went on without it.
-        failed = not self._packets_served and self._packet.found
+    async def _close_packets(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        # A start that fails, be it at its last step, must not end what went on without it. Whoever breaks it
+        # off wants the end of packets.
+        failed = not self._packets_served and isinstance(error, Exception) and self._packet.found
         await self._packet.close(keep=failed or self._packets_go_on())
 
     async def refresh(self) -> None:
