@@ -63,7 +63,7 @@ def listener_mistakes(here: Path, listener: ListenerConfig, config: Config) -> I
         yield (*here, "bind"), "packets have an address and a port", 'write "203.0.113.10:443"'
         return
     host, port = split(listener.bind)
-    if (four := _mapped(host)) is not None:
+    if (four := mapped(host)) is not None:
         yield (*here, "bind"), f"packets for {four} are of IPv4", f'write "{four}:{port}"'
     elif _of_no_machine(host) or ipaddress.ip_address(host) in LINK:
         why = "packets are forwarded for one address that routers send here"
@@ -91,14 +91,14 @@ def listener_mistakes(here: Path, listener: ListenerConfig, config: Config) -> I
 
 def _machine_mistakes(place: Path, host: str, port: int, listener: ListenerConfig) -> Iterator[Finding]:
     """Of a backend's address, or its name: what that stands for is not known yet."""
-    if (four := _mapped(host)) is not None:
+    if (four := mapped(host)) is not None:
         yield place, f"packets to {four} are of IPv4", f'write "{four}:{port}"'
     elif _of_no_machine(host):
         why = f"packets of listener {listener.name!r} cannot go to {host}"
         yield place, why, "give the address by which other machines know it"
 
 
-def _mapped(host: str) -> ipaddress.IPv4Address | None:
+def mapped(host: str) -> ipaddress.IPv4Address | None:
     """The IPv4 address that one of IPv6 stands for (RFC 4291 section 2.5.5.2): no packet has that one."""
     try:
         return getattr(ipaddress.ip_address(host), "ipv4_mapped", None)

@@ -260,10 +260,15 @@ class PacketControl:
         return None
 
     def explain(self, config: Config, pool: str, listener: str | None, source: str) -> dict[str, Any]:
-        """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do."""
+        """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do.
+
+        Raises ValueError for a client whose packets never get to the listener.
+        """
         if listener is None and pool not in packet.only_packets(config):
             return {}
         client, port = packet.split(source)
+        # Servers that listen at [::] have clients of IPv4 in their logs so.
+        client = str(packet.mapped(client) or client)
         running = self._running
         found = answers.row(running, pool, listener, client, port) if running is not None else None
         if found is None:

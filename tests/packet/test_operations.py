@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pybalancer.admin.client import Refused
 from tests.wire.namespace import namespace, needs_namespaces
 from tests.wire.net import PATIENCE, until
 from tests.wire.serving import environment_in
@@ -99,6 +100,19 @@ def test_explain_status_and_metrics_tell_of_packets(start: Start) -> None:
     assert flows is not None
     assert float(flows[1]) >= 20
     assert 'pybalancer_packet_machine_reachable{machine="10.0.0.11"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_clients_are_found_as_servers_have_them_in_their_logs(start: Start, engine: str) -> None:
+    _, fleet, talking = start(directors=1, backends=3, engine=engine)
+    director = fleet.directors["d1"]
+    for one in talking.open(VIP, 20):
+        address, _, port = one.source.rpartition(":")
+        for options in ({}, {"listener": "vip"}):
+            said = director.client.get("/explain", source=f"[::ffff:{address}]:{port}", **options)
+            assert (said["backend"], said["packet"]["listener"]) == (one.server, "vip")
+    with pytest.raises(Refused, match=f"no packet for {VIP} .* comes from fd00::2"):
+        director.client.get("/explain", source="[fd00::2]:5000", listener="vip")
 
 
 def test_a_neighbour_that_does_not_answer_is_shown(start: Start) -> None:
