@@ -37,8 +37,8 @@ class Arrangement:
             if me is not None:
                 former = former.joined_by(me, service.all)
             histories[service.key] = former.with_(service.newest)
-        known = _known(histories, services, me)
-        return _fitting(Arrangement(section, tuple(services), me, histories, known))
+        told = _known(histories, services, me)
+        return _fitting(Arrangement(section, tuple(services), me, histories, told))
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
