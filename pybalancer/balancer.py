@@ -156,11 +156,12 @@ class Balancer(Plans):
             self._watch(config, addresses)
             await self._before_service()
             await self._start_packets(config, addresses, secret)
-            stack.push_async_callback(self._close_packets)
+            stack.push_async_exit(self._close_packets)
             self._phase = "running"
             self._nursery = nursery
             self._resume_drains()
             await self._start_tasks(nursery, config, seen)
+            self._packets_served = True
             self._stack = stack.pop_all()
 
     # What one that takes the place of another process does besides (``pybalancer.upgrade.served``).

@@ -77,6 +77,14 @@ class Plans(Operations):
         secret: bytes,
         tickets: dict[str, bytes] | None = None,
     ) -> int:
+        # Not to be left halfway: workers, packets and what is remembered here would go by two configurations.
+        with trio.CancelScope(shield=True):
+            generation = await self._apply_to_all(config, addresses, secret, tickets)
+        return generation  # noqa: RET504 - a scope may end early, says mypy; not this one
+
+    async def _apply_to_all(
+        self, config: Config, addresses: dict[Key, str], secret: bytes, tickets: dict[str, bytes] | None
+    ) -> int:
         tickets = self._tickets if tickets is None else tickets
         health = self._health(config, addresses)
         running = getattr(self, "_config", None)
@@ -115,9 +123,7 @@ class Plans(Operations):
             return plan, self._engine.apply(plan)
 
         try:
-            # Not to be left halfway: the workers would run a plan that nobody remembers.
-            with trio.CancelScope(shield=True):
-                plan, generation = await trio.to_thread.run_sync(build)
+            plan, generation = await trio.to_thread.run_sync(build)
         except OSError as error:
             raise StartError(error.errno, error.strerror, error.filename) from None
         except _core.PlanError as error:

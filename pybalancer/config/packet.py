@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MOST_HOSTS: Final = 1023
 """Machines that rows can name."""
 
+LINK: Final = ipaddress.ip_network("fe80::/10")
+"""Routers send nothing there."""
+
 KEYS: Final = frozenset({"name", "bind", "mode", "protocol", "pool"})
 """Of a listener: nobody is accepted there, so nothing else means anything."""
 
@@ -60,8 +63,9 @@ def listener_mistakes(here: Path, listener: ListenerConfig, config: Config) -> I
         yield (*here, "bind"), "packets have an address and a port", 'write "203.0.113.10:443"'
         return
     host, port = split(listener.bind)
-    address = ipaddress.ip_address(host)
-    if address.is_unspecified or address.is_loopback or address.is_multicast or "%" in host:
+    if (four := mapped(host)) is not None:
+        yield (*here, "bind"), f"packets for {four} are of IPv4", f'write "{four}:{port}"'
+    elif _of_no_machine(host) or ipaddress.ip_address(host) in LINK:
         why = "packets are forwarded for one address that routers send here"
         yield (*here, "bind"), f"{host} is none: {why}", 'write "203.0.113.10:443"'
     if port == 0:
@@ -79,9 +83,36 @@ def listener_mistakes(here: Path, listener: ListenerConfig, config: Config) -> I
         if theirs != port:
             why = f"packets keep their port: those of listener {listener.name!r} are for port {port}"
             yield place, why, f'write "{values.join(where, port)}"'
+        yield from _machine_mistakes(place, where, theirs, listener)
         if where == host:
             why = f"is the address of listener {listener.name!r}"
             yield place, why, "give the address that this machine alone has"
+
+
+def _machine_mistakes(place: Path, host: str, port: int, listener: ListenerConfig) -> Iterator[Finding]:
+    """Of a backend's address, or its name: what that stands for is not known yet."""
+    if (four := mapped(host)) is not None:
+        yield place, f"packets to {four} are of IPv4", f'write "{four}:{port}"'
+    elif _of_no_machine(host):
+        why = f"packets of listener {listener.name!r} cannot go to {host}"
+        yield place, why, "give the address by which other machines know it"
+
+
+def mapped(host: str) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that one of IPv6 stands for (RFC 4291 section 2.5.5.2): no packet has that one."""
+    try:
+        return getattr(ipaddress.ip_address(host), "ipv4_mapped", None)
+    except ValueError:
+        return None
+
+
+def _of_no_machine(host: str) -> bool:
+    """Whether it is an address by which no machine is known to others."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified or address.is_loopback or address.is_multicast or "%" in host
 
 
 def mistakes(config: Config) -> Iterator[Finding]:

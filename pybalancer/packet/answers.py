@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pybalancer.config.values import join
 from pybalancer.packet.forwarder import Count
 from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus
-from pybalancer.packet.running import interface_problems
+from pybalancer.packet.running import machine_problems
 
 if TYPE_CHECKING:
     from pybalancer.packet.counting import Counting
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def row(running: Running, pool: str, listener: str | None, client: str, port: int) -> dict[str, Any] | None:
     """The slot of a client and who is in its row; None if no service of this pool and listener is there.
 
-    Raises ``_core.PacketError`` where the kernel refuses to say.
+    Raises ``_core.PacketError`` where the kernel refuses to say, ValueError for a client of another family.
     """
     for service in running.services.values():
         if service.pool != pool or listener not in (None, service.name):
             continue
-        if (":" in client) != (":" in service.where[0]) and listener is None:
-            continue
+        if (":" in client) != (":" in service.where[0]):
+            if listener is None:
+                continue
+            raise ValueError(f"no packet for {service.where[0]} (listener {listener}) comes from {client}")
         found = running.forwarder.row(running.numbers[service.name], client, port)
         hosts = {number: host for host, number in running.state.numbers.by_host.items()}
         called = names(running)
@@ -57,7 +59,7 @@ def status(running: Running, counting: Counting) -> PacketStatus:
         engine=section.engine,
         forward=section.forward,
         interfaces=dict(running.modes),
-        problems={name: why for name, why in interface_problems(running).items() if why},
+        problems={name: why for name, why in machine_problems(running).items() if why},
         me=running.me,
         services=[_service(running, number, service, counting) for number, service in there],
         machines=[

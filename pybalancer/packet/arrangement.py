@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pybalancer.packet.generations import History, Known
+from pybalancer.packet.generations import MOST_NUMBERS, History, Known
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
@@ -37,7 +37,8 @@ class Arrangement:
             if me is not None:
                 former = former.joined_by(me, service.all)
             histories[service.key] = former.with_(service.newest)
-        return Arrangement(section, tuple(services), me, histories, _known(histories, services, me))
+        told = _known(histories, services, me)
+        return _fitting(Arrangement(section, tuple(services), me, histories, told))
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
@@ -46,7 +47,7 @@ class Arrangement:
             for key, history in self.histories.items()
         }
         known = _known(histories, self.services, self.me)
-        return Arrangement(self.section, self.services, self.me, histories, known)
+        return _fitting(replace(self, histories=histories, known=known))
 
     @property
     def hosts(self) -> set[str]:
@@ -58,6 +59,24 @@ class Arrangement:
     def vips(self) -> set[str]:
         """Addresses of services."""
         return {service.where[0] for service in self.services}
+
+
+def _fitting(arrangement: Arrangement) -> Arrangement:
+    """With as much of what is remembered as there are numbers for its machines: the oldest is forgotten.
+
+    Fleets get new addresses with each deployment, and what cannot be remembered must not be in the way of it.
+    """
+    while len(arrangement.hosts) > MOST_NUMBERS:
+        most = max((len(history.generations) for history in arrangement.histories.values()), default=0)
+        histories = {
+            key: history.shorter() if len(history.generations) == most else history
+            for key, history in arrangement.histories.items()
+        }
+        if histories == arrangement.histories:
+            break  # So many are in the configuration itself.
+        known = _known(histories, arrangement.services, arrangement.me)
+        arrangement = replace(arrangement, histories=histories, known=known)
+    return arrangement
 
 
 def _known(

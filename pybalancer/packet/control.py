@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -16,9 +17,10 @@ import trio
 
 from pybalancer import _core
 from pybalancer.config import packet
+from pybalancer.config.secret import state_directory
 from pybalancer.config.values import join
 from pybalancer.errors import PybalancerError, StartError
-from pybalancer.packet import answers, leftovers
+from pybalancer.packet import answers, hops, leftovers
 from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.counting import Counting
 from pybalancer.packet.marks import mark
@@ -29,9 +31,9 @@ from pybalancer.packet.running import (
     close,
     follow_hops,
     follow_links,
-    interface_problems,
     look_at_tags,
     look_at_vips,
+    machine_problems,
     rekeyed,
     save_late,
     set_ways,
@@ -64,6 +66,8 @@ class PacketControl:
 
     def __init__(self) -> None:
         self._running: Running | None = None
+        self._missed = False
+        """Whether packets are to be forwarded and are not, but for what a process before has set up."""
         self._lock = trio.Lock()
         self._counting = Counting()
         self._told: dict[str, str] = {}
@@ -71,14 +75,15 @@ class PacketControl:
     async def check(self, config: Config) -> None:
         """Raises StartError with all that this machine lacks for it."""
         if packet.listeners(config):
-            await trio.to_thread.run_sync(_check, config)
+            known = self._running.section.interfaces if self._running is not None else ()
+            await trio.to_thread.run_sync(_check, config, known)
 
     async def apply(
         self, config: Config, addresses: Mapping[Key, str], takes: Collection[Key], secret: bytes
     ) -> None:
         """From now on packets go as this says. Raises StartError; then they go as before."""
         if not packet.listeners(config):
-            if self._running is None:
+            if self._running is None and not self._missed:
                 self._tell("left", await trio.to_thread.run_sync(leftovers.notice))
             await self.close(keep=False)
             return
@@ -107,6 +112,11 @@ class PacketControl:
                 if self._running is not None:
                     await trio.to_thread.run_sync(self._look, self._running)
 
+    @property
+    def found(self) -> bool:
+        """Whether packets were forwarded already when this process began."""
+        return self._running is not None and self._running.found
+
     async def close(self, *, keep: bool) -> None:
         """Leave packets alone from now on; with ``keep`` the kernel goes on without this process."""
         with trio.CancelScope(shield=True):
@@ -114,6 +124,9 @@ class PacketControl:
                 running, self._running = self._running, None
                 if running is not None:
                     await trio.to_thread.run_sync(close, running, keep)
+                elif self._missed and not keep:
+                    await trio.to_thread.run_sync(_remove_leftovers)
+                self._missed = False
 
     # What a change does, in a thread.
 
@@ -122,7 +135,9 @@ class PacketControl:
         size = next(config.pools[name].table_size for name in packet.pools(config))
         running = self._running
         if running is None:
+            self._missed = True
             self._running = start(section, wanted, secret, size)
+            self._missed = False
         elif _other_part(running.section, section):
             self._replace(running, section, wanted, secret, size)
         else:
@@ -191,7 +206,7 @@ class PacketControl:
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
-        problems |= running.ways.problems | interface_problems(running)
+        problems |= running.ways.problems | machine_problems(running)
         for what, problem in problems.items():
             self._tell(what, problem)
         for what in self._told.keys() - problems.keys() - OWN:
@@ -245,10 +260,15 @@ class PacketControl:
         return None
 
     def explain(self, config: Config, pool: str, listener: str | None, source: str) -> dict[str, Any]:
-        """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do."""
+        """What ``explain`` answers besides where packets go to a pool; nothing where only tunnels do.
+
+        Raises ValueError for a client whose packets never get to the listener.
+        """
         if listener is None and pool not in packet.only_packets(config):
             return {}
         client, port = packet.split(source)
+        # Servers that listen at [::] have clients of IPv4 in their logs so.
+        client = str(packet.mapped(client) or client)
         running = self._running
         found = answers.row(running, pool, listener, client, port) if running is not None else None
         if found is None:
@@ -282,8 +302,17 @@ class PacketControl:
 def _why(error: Exception) -> str:
     """What somebody is told who can do something about it."""
     expected = isinstance(error, _core.PacketError | _core.PlanError | PybalancerError | OSError)
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text if expected and text else repr(error)
+
+
+def _remove_leftovers() -> None:
+    try:
+        leftovers.remove(state_directory())
+    except (PybalancerError, _core.PacketError, OSError, hops.kernel_error()) as error:
+        _log.warning("packets: not all is cleaned up: %s", error)
 
 
 def _other_part(before: PacketConfig, after: PacketConfig) -> bool:
@@ -291,20 +320,35 @@ def _other_part(before: PacketConfig, after: PacketConfig) -> bool:
     return (before.role, before.engine) != (after.role, after.engine)
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, known: Collection[str]) -> None:
+    """Raises StartError.
+
+    Of ``known`` interfaces, which are followed already, one may be gone for a while: that must not be in the
+    way of a change that has nothing to do with it.
+    """
     section = config.packet
+    there = {name for _, name in socket.if_nameindex()}
+    others = {name: real for name in section.interfaces if name not in there and (real := _real_name(name))}
+    interfaces = [name for name in section.interfaces if name in there or name not in {*known, *others}]
     if section.engine == "nftables":
         from pybalancer.packet.nft import missing
 
-        found = missing(section.interfaces)
+        found = missing(interfaces)
     else:
         checks = section.role == "director" and section.forward == "ipip"
         found = list(
-            dict.fromkeys(
-                why for name in section.interfaces for why in _core.packet_support(name, checks=checks)
-            )
+            dict.fromkeys(why for name in interfaces for why in _core.packet_support(name, checks=checks))
         )
         if found and section.forward == "l2" and not all("interface" in why for why in found):
             found.append('where BPF is not to be had, [packet] engine = "nftables" does with less')
+    found += [f'interface "{name}" is called "{real}": write that' for name, real in others.items()]
     if found:
         raise StartError("mode packet: " + "; ".join(found))
+
+
+def _real_name(interface: str) -> str | None:
+    """Of an interface that is given by another (``altname`` of ``ip link``); None if there is none."""
+    try:
+        return socket.if_indextoname(socket.if_nametoindex(interface))
+    except OSError:
+        return None

@@ -82,6 +82,12 @@ class History:
         kept = tuple(each for each in self.generations if each != newest)
         return replace(self, generations=(newest, *kept)[:MOST_GENERATIONS])
 
+    def shorter(self) -> History:
+        """Without its oldest part; the newest generation stays."""
+        if len(self.generations) > 1:
+            return replace(self, generations=self.generations[:-1])
+        return replace(self, joined=())
+
     def joined_by(self, host: str, members: Collection[Member]) -> History:
         """Where nothing is known: a backend that begins has come to ``members``, or with some of them."""
         if self.generations or not any(member.host != host for member in members):

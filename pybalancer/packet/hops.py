@@ -107,7 +107,8 @@ def _route(kernel: Any, host: str, *, direct: bool) -> Hop:
         return Hop(host, why="it is an address of this machine")
     if route["type"] != RTN_UNICAST:
         return Hop(host, why="there is no route to it")
-    via = route.get_attr("RTA_GATEWAY")
+    # Routers that know each other by IPv6 only are gateways of IPv4, too (RFC 8950): then it is RTA_VIA.
+    via = route.get_attr("RTA_GATEWAY") or (route.get_attr("RTA_VIA") or {}).get("addr")
     interface = socket.if_indextoname(route.get_attr("RTA_OIF"))
     if via is not None and direct:
         why = f'it is not on the same link: the way there goes by {via}; use forward = "ipip"'

@@ -39,7 +39,7 @@ def clear(
 
     Raises PybalancerError if it is no leftover: its process lives.
     """
-    kind: Kind = "director" if section.role == "director" else "agent"
+    kind = kind_of(section)
     programs = section.engine == "xdp"
     for other in KINDS:
         if pinned(other):
@@ -48,12 +48,24 @@ def clear(
         _clear_rules()
     if kind == "director" and (known.added or known.settings):
         # It was a backend.
-        vip.remove(known.added)
-        vip.restore(known.settings)
-        known = replace(known, added=(), settings={})
-        with contextlib.suppress(OSError):
-            state.save(known, directory)
+        known = _clear_addresses(known, directory)
     return known
+
+
+def remove(directory: Path) -> None:
+    """All of it: the process that had to take it over ends, too, and could not.
+
+    Raises PybalancerError if it is no leftover, ``_core.PacketError`` or OSError if the kernel refuses.
+    """
+    for kind in KINDS:
+        if pinned(kind):
+            # By which table packets go does not matter any more.
+            _clear_programs(kind, bytes(16), 1, keep=False)
+    if nft_counters.read(NFT_TABLE):
+        _clear_rules()
+    known = state.load(directory)
+    if known.added or known.settings:
+        _clear_addresses(known, directory)
 
 
 def notice() -> str:
@@ -63,6 +75,10 @@ def notice() -> str:
             what = f"programs of mode packet that a {NAMES[kind]} has left still do what they did"
             return f"{what}; if no process is to take them over, `rm -r {PINS / pin_name(kind)}` ends that"
     return ""
+
+
+def kind_of(section: PacketConfig) -> Kind:
+    return "director" if section.role == "director" else "agent"
 
 
 def pinned(kind: Kind) -> bool:
@@ -88,6 +104,15 @@ def _clear_programs(kind: Kind, secret: bytes, size: int, *, keep: bool) -> None
         Ways.clean()
     where = ", ".join(interfaces) or "no interface"
     _log.warning("packets: programs that a %s has left at %s are removed", NAMES[kind], where)
+
+
+def _clear_addresses(known: state.State, directory: Path) -> state.State:
+    vip.remove(known.added)
+    vip.restore(known.settings)
+    known = replace(known, added=(), settings={})
+    with contextlib.suppress(OSError):
+        state.save(known, directory)
+    return known
 
 
 def _clear_rules() -> None:

@@ -7,9 +7,10 @@ number, so what a process before has left is known, and removed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,6 +72,8 @@ class Ways:
 
     def __init__(self) -> None:
         self._ways: dict[int, set[Way]] = {}
+        self._unsure: set[int] = set()
+        """Numbers of which the kernel may have a part only."""
         self.problems: dict[str, str] = {}
 
     def set(self, wanted: Iterable[Way], *, look: bool = False) -> None:
@@ -78,36 +81,42 @@ class Ways:
 
         ``look``: do not suppose that what was set is still there. Who flushes rules does not ask us, and
         routes go when their interface is down for a moment.
+
+        Nothing here reads all routes or neighbours: with a thousand machines that would be done a thousand
+        times, and tables of routers are long.
         """
         from pyroute2 import IPRoute
 
         ways: dict[int, set[Way]] = {}
         for way in wanted:
             ways.setdefault(way.number, set()).add(way)
-        if ways == self._ways and not look:
+        if ways == self._ways and not self._unsure and not look:
             return
         with IPRoute() as kernel:
             if look:
-                self._forget_lost(kernel)
+                self._unsure |= {
+                    number
+                    for number, those in self._ways.items()
+                    if not all(_goes(kernel, way) for way in those)
+                }
             self.problems = {}
             for number in self._ways.keys() | ways.keys():
-                if self._ways.get(number) == ways.get(number):
+                if self._ways.get(number) == ways.get(number) and number not in self._unsure:
                     continue
-                self._ways.pop(number, None)
-                _remove(kernel, number)
+                self._unsure.add(number)
+                for way in self._ways.get(number, ()):
+                    _remove(kernel, way)
+                # Before it is done: what was begun has to be removed one day, too.
+                self._ways[number] = ways.get(number, set())
                 try:
-                    for way in ways.get(number, ()):
+                    for way in self._ways[number]:
                         _add(kernel, way)
                 except (kernel_error(), OSError) as error:
                     self.problems[way.host] = f"no way for checks of {way.vip}: {error}"
                 else:
-                    if number in ways:
-                        self._ways[number] = ways[number]
-
-    def _forget_lost(self, kernel: Any) -> None:
-        for number, ways in list(self._ways.items()):
-            if not all(_goes(kernel, way) for way in ways):
-                del self._ways[number]
+                    self._unsure.discard(number)
+                if number not in ways:
+                    del self._ways[number]
 
     @staticmethod
     def guard() -> None:
@@ -122,7 +131,8 @@ class Ways:
                 try:
                     kernel.rule("add", family=family, **GUARD)
                 except kernel_error() as error:
-                    if getattr(error, "code", 0) != errno.EEXIST:
+                    # A kernel without IPv6 (``ipv6.disable=1``) needs no rule for it.
+                    if getattr(error, "code", 0) not in (errno.EEXIST, errno.EAFNOSUPPORT):
                         raise OSError(getattr(error, "code", 0), f"no rule for checks: {error}") from None
 
     @staticmethod
@@ -132,12 +142,36 @@ class Ways:
 
         with IPRoute() as kernel:
             for family in FAMILIES:
+                numbers = set()
                 for rule in kernel.get_rules(family=family):
                     found = rule.get_attr("FRA_FWMARK") or 0
                     if found == BASE and rule["action"] == UNREACHABLE:
                         kernel.rule("del", family=family, **GUARD)
                     elif found & MASK == BASE and rule.get_attr("FRA_TABLE") == found:
-                        _remove(kernel, found & ~MASK)
+                        numbers.add(found & ~MASK)
+                for number in numbers:
+                    _rule(kernel, "del", number, family)
+                if numbers:
+                    _clean_routes(kernel, family, {mark(number) for number in numbers})
+
+
+def _clean_routes(kernel: Any, family: int, tables: Collection[int]) -> None:
+    """Those in tables of ours, and the neighbours that they lead to; all by one look."""
+    for route in list(kernel.get_routes(family=family)):
+        table, vip = route.get_attr("RTA_TABLE"), route.get_attr("RTA_DST")
+        if table not in tables or vip is None:
+            continue
+        target = {"dst": f"{vip}/{route['dst_len']}", "family": family, "table": table}
+        _quietly(kernel.route, "del", **target)
+        if family == socket.AF_INET6:
+            gateway, index = neighbour(table & ~MASK), route.get_attr("RTA_OIF")
+            _quietly(kernel.neigh, "del", dst=gateway, ifindex=index)
+
+
+def _quietly(what: Callable[..., object], *arguments: Any, **named: Any) -> None:
+    """Remove something that may be gone already."""
+    with contextlib.suppress(kernel_error()):
+        what(*arguments, **named)
 
 
 def _goes(kernel: Any, way: Way) -> bool:
@@ -150,13 +184,13 @@ def _goes(kernel: Any, way: Way) -> bool:
             via = route.get_attr("RTA_VIA") or {"addr": route.get_attr("RTA_GATEWAY")}
             return bool(route.get_attr("RTA_OIF") == way.index and via["addr"] == way.host)
         gateway = neighbour(way.number)
-        there = {
-            (each["ifindex"], each.get_attr("NDA_LLADDR"))
-            for each in kernel.get_neighbours(family=family, dst=gateway, ifindex=way.index)
-        }
+        (there,) = kernel.neigh("get", dst=gateway, ifindex=way.index)
     except (kernel_error(), OSError):
         return False
-    return route.get_attr("RTA_GATEWAY") == gateway and (way.index, way.mac) in there
+    return bool(
+        (route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_OIF")) == (gateway, way.index)
+        and there.get_attr("NDA_LLADDR") == way.mac
+    )
 
 
 def _add(kernel: Any, way: Way) -> None:
@@ -185,15 +219,11 @@ def _rule(kernel: Any, what: str, number: int, family: int) -> None:
             raise
 
 
-def _remove(kernel: Any, number: int) -> None:
-    for family in FAMILIES:
-        _rule(kernel, "del", number, family)
-        try:
-            kernel.flush_routes(family=family, table=mark(number))
-        except kernel_error():
-            pass  # There are none.
-    for each in kernel.get_neighbours(family=socket.AF_INET6, dst=neighbour(number)):
-        try:
-            kernel.neigh("del", dst=neighbour(number), ifindex=each["ifindex"])
-        except kernel_error():
-            pass
+def _remove(kernel: Any, way: Way) -> None:
+    six = ":" in way.vip
+    family = socket.AF_INET6 if six else socket.AF_INET
+    _rule(kernel, "del", way.number, family)
+    target = {"dst": f"{way.vip}/{128 if six else 32}", "family": family, "table": mark(way.number)}
+    _quietly(kernel.route, "del", **target)
+    if six:
+        _quietly(kernel.neigh, "del", dst=neighbour(way.number), ifindex=way.index)

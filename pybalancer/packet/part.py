@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pybalancer.config import packet
@@ -30,6 +31,8 @@ class PacketPart:
         self._packet = PacketControl()
         self._packets_wanted = False
         """Whether packets are this process's to forward: until it serves they are those of the one before."""
+        self._packets_served = False
+        """Whether the start is over."""
 
     def _health(self, config: Config, addresses: Mapping[Key, str]) -> dict[Key, BackendHealth]:
         raise NotImplementedError
@@ -58,8 +61,13 @@ class PacketPart:
             config, addresses, self._takers(config, self._health(config, addresses)), secret
         )
 
-    async def _close_packets(self) -> None:
-        await self._packet.close(keep=self._packets_go_on())
+    async def _close_packets(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        # A start that fails, be it at its last step, must not end what went on without it. Whoever breaks it
+        # off wants the end of packets.
+        failed = not self._packets_served and isinstance(error, Exception) and self._packet.found
+        await self._packet.close(keep=failed or self._packets_go_on())
 
     async def refresh(self) -> None:
         """Look at what has to be waited for, so that status, metrics and explain are of this moment.

@@ -62,7 +62,7 @@ class PacketStatus:
     interfaces: dict[str, str]
     """Each with how it is attached: native, generic, nftables."""
     problems: dict[str, str]
-    """Of those interfaces that have one."""
+    """Of those interfaces, and addresses of services, that have one."""
     me: str | None
     """Of a backend: the address that rows know it by."""
     services: list[ServiceStatus]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pybalancer")
 
 SETTLE: Final = 1.0
-"""Seconds that the neighbours have at the start to say their hardware addresses."""
+"""Seconds that new neighbours have to say their hardware addresses."""
 TAGS: Final = 10.0
 """Seconds between two looks at what cards do with VLAN tags."""
 MOST_SERVICES: Final = 256
@@ -51,6 +51,8 @@ class Running:
     size: int
     directory: Path
     state: state.State
+    found: bool = False
+    """Whether packets were forwarded already when this process began."""
     settled: bool = False
     """Whether it is so: the kernel may have refused a part."""
     unsaved: str = ""
@@ -76,6 +78,8 @@ class Running:
     vips: set[str] = field(default_factory=set)
     """Addresses that are on ``lo``."""
     vips_due: float = 0.0
+    astray: set[str] = field(default_factory=set)
+    """Of a director: addresses of services that it has itself."""
 
     @property
     def section(self) -> PacketConfig:
@@ -93,7 +97,10 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
     known = state.load(directory)
     me = who_am_i(section, wanted, known.histories.values())
     known = leftovers.clear(section, secret, size, known, directory)
+    # With another secret or size it is not taken over, but packets go by it until this one is set up.
+    found = section.engine == "xdp" and leftovers.pinned(leftovers.kind_of(section))
     forwarder = _forwarder(section, secret, size)
+    found |= forwarder.adopted
     if forwarder.adopted:
         if not known.histories:
             _log.warning(
@@ -109,6 +116,7 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
         size,
         directory,
         known,
+        found,
     )
     try:
         if section.role == "director":
@@ -117,7 +125,7 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
         arrange(running, running.arrangement)
     except BaseException:
         with contextlib.suppress(_core.PacketError, OSError):
-            close(running, running.forwarder.adopted)
+            close(running, running.found)
         raise
     return running
 
@@ -173,7 +181,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
     save(running)
     forwarder.configure(section)
-    running.hops = look_at_hops(running, section, hosts, wait=not running.hops)
+    running.hops = look_at_hops(running, section, hosts, wait=True)
     set_hosts(running, hosts, anew=anew)
     if wanted.me is not None:
         forwarder.set_me(numbers[wanted.me])
@@ -260,16 +268,20 @@ def until_next(questions: int) -> float:
 
 
 def look_at_hops(running: Running, section: PacketConfig, hosts: set[str], *, wait: bool) -> dict[str, Hop]:
-    """The next hops; with ``wait`` neighbours get a moment to answer."""
+    """The next hops; with ``wait`` neighbours that are new get a moment to answer.
+
+    Packets for a machine whose hardware address is not known are dropped, so they are not to go there before.
+    """
     direct = section.forward == "l2"
     now = time.monotonic()
-    routes = wait or now >= running.routes_due
+    new = hosts - running.hops.keys() if wait else set()
+    routes = now >= running.routes_due
     if routes:
         running.routes_due = now + until_next(len(hosts))
     found = hops.look(hosts, running.hops, direct=direct, routes=routes)
     deadline = time.monotonic() + SETTLE
-    while wait and time.monotonic() < deadline:
-        if all(hop.mac is not None or hop.interface is None for hop in found.values()):
+    while time.monotonic() < deadline:
+        if all(found[host].mac is not None or found[host].interface is None for host in new):
             break
         time.sleep(0.02)
         found = hops.look(hosts, found, direct=direct, routes=False)
@@ -294,11 +306,15 @@ def follow_links(running: Running) -> None:
 
 
 def look_at_vips(running: Running) -> None:
-    """Whoever configures this machine's network may know nothing of our addresses, and remove them."""
+    """Whoever configures this machine's network may know nothing of our addresses: remove a backend's, or
+    give a director one."""
     now = time.monotonic()
     if now < running.vips_due:
         return
     running.vips_due = now + until_next(len(running.arrangement.vips))
+    if running.section.role == "director":
+        running.astray = running.arrangement.vips & hops.local_addresses()
+        return
     before = running.state
     running.vips = set()
     set_up_vips(running, running.section, running.arrangement.vips)
@@ -319,12 +335,16 @@ def look_at_tags(running: Running) -> None:
         running.tags = tags.hidden(running.section.interfaces)
 
 
-def interface_problems(running: Running) -> dict[str, str]:
-    """Of all interfaces; "" where there is none."""
-    return {
+def machine_problems(running: Running) -> dict[str, str]:
+    """Of this machine's interfaces and addresses; "" where there is none."""
+    interfaces = {
         name: running.tags.get(name, "") if name in running.links else "there is no such interface"
         for name in running.section.interfaces
     }
+    why = "a director must not have this address: its checks ask the director itself"
+    return {
+        address: why if address in running.astray else "" for address in running.arrangement.vips
+    } | interfaces
 
 
 def set_hosts(running: Running, hosts: set[str], *, anew: bool = False) -> None:
@@ -398,19 +418,28 @@ def drop_vips(running: Running, wanted: set[str]) -> None:
 
 
 def close(running: Running, keep: bool) -> None:
+    """Never raises without ``keep``: what cannot be removed does not keep the rest from it."""
     if keep:
         running.forwarder.close(keep=True)
         return
-    with contextlib.suppress(OSError):  # What is left over is tried once more, and said.
-        vip.remove(running.state.added)
-    running.forwarder.close(keep=False)
-    try:
+
+    def packets() -> None:
+        running.forwarder.close(keep=False)
+
+    def ways() -> None:
         if running.section.role == "director":
+            running.ways.set(())
             Ways.clean()
+
+    def addresses() -> None:
         vip.remove(running.state.added)
-        if running.state.settings:
-            vip.restore(running.state.settings)
+        vip.restore(running.state.settings)
         running.state = replace(running.state, added=(), settings={})
         state.save(running.state, running.directory)
-    except OSError as error:
-        _log.warning("packets: not all is cleaned up: %s", error)
+
+    # Addresses first: without its program a stack that has them resets connections that others have.
+    for step in (addresses, packets, ways):
+        try:
+            step()
+        except (_core.PacketError, OSError, hops.kernel_error()) as error:
+            _log.warning("packets: not all is cleaned up: %s", error)

@@ -1,4 +1,4 @@
-"""Interfaces that are removed and come back by the same name are other ones to the kernel."""
+"""Where packets go next, also by interfaces that go and come back by the same name, as other ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pybalancer.packet import hops
-from tests.wire.namespace import namespace, needs_namespaces
+from tests.wire.namespace import Namespace, namespace, needs_namespaces
 from tests.wire.net import until
 
 from .conftest import Start
@@ -34,6 +34,32 @@ def test_a_way_by_an_interface_that_came_back_is_another_way() -> None:
             after = hops.look({"10.0.0.2"}, before, direct=True, routes=False)
         assert after["10.0.0.2"].mac == before["10.0.0.2"].mac
         assert after != before
+
+
+def test_a_gateway_of_the_other_family_is_one(place: Namespace) -> None:
+    """As in networks whose routers talk IPv6 among each other, and route IPv4 so."""
+    gateway, far = "fd00::2", "10.2.0.5"
+    place.own("here", "10.0.0.1/24", "fd00::1/64")
+    place.ip(
+        f"route add {far}/32 via inet6 {gateway} dev here",
+        f"-6 neigh add {gateway} lladdr 02:00:00:00:01:02 dev here nud permanent",
+    )
+    with place.inside():
+        known: dict[str, hops.Hop] = {}
+
+        def look(*, direct: bool) -> hops.Hop:
+            nonlocal known
+            known = hops.look({far}, known, direct=direct)
+            return known[far]
+
+        hop = until(lambda: (hop := look(direct=False)).mac and hop, "the gateway")
+        assert (hop.via, hop.mac, hop.source, hop.why) == (
+            gateway,
+            bytes.fromhex("020000000102"),
+            "10.0.0.1",
+            "",
+        )
+        assert "not on the same link" in look(direct=True).why
 
 
 @pytest.mark.parametrize(("engine", "fall"), [("xdp", 1), ("nftables", 100)])

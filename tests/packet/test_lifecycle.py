@@ -108,6 +108,32 @@ def test_a_backend_ends_and_begins_again_and_resets_nobody(start: Start) -> None
     assert talking.lost(talking.conversations) == []
 
 
+@pytest.mark.parametrize("wrong", ["its last step", "another table"])
+def test_a_start_that_fails_leaves_what_goes_on_since_a_crash(start: Start, wrong: str) -> None:
+    _, fleet, talking = start(directors=1, backends=2)
+    talk(talking)
+    director = fleet.directors["d1"]
+    space = director.machine.space
+    fleet.crash(director)
+    if wrong == "its last step":
+        plan = replace(fleet.plan, more='[balancer]\nadmin = "unix:/proc/admin.sock"')
+    else:
+        # Its driver refuses XDP as it is set.
+        space.ip("link add wide type veth peer name wide-end", "link set wide-end mtu 9000")
+        plan = replace(fleet.plan, interfaces=("eth0", "wide"), table_size=16381)
+    failing = Serve(director.machine, fleet.folder, plan)
+    assert failing.wait() == 3, failing.lines
+    Serving.close(failing)
+    assert attached(director)
+    assert {one.server for one in talking.open(VIP, 40)} == {"b1", "b2"}
+    director = fleet.start_again(director)
+    assert {one.server for one in talking.open(VIP, 40)} == {"b1", "b2"}
+    if wrong == "its last step":
+        assert talking.lost(talking.conversations) == []
+    assert director.stop() == 0
+    assert not attached(director)
+
+
 def test_an_upgrade_of_director_and_backend_interrupts_nothing(start: Start) -> None:
     _, fleet, talking = start(directors=1, backends=2, health=CHECK)
     director, agent = fleet.directors["d1"], fleet.agents["b1"]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pybalancer.admin.client import Refused
 from tests.wire.namespace import namespace, needs_namespaces
-from tests.wire.net import until
+from tests.wire.net import PATIENCE, until
 from tests.wire.serving import environment_in
 
 from .conftest import Start
@@ -101,6 +102,19 @@ def test_explain_status_and_metrics_tell_of_packets(start: Start) -> None:
     assert 'pybalancer_packet_machine_reachable{machine="10.0.0.11"} 1.0' in metrics
 
 
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_clients_are_found_as_servers_have_them_in_their_logs(start: Start, engine: str) -> None:
+    _, fleet, talking = start(directors=1, backends=3, engine=engine)
+    director = fleet.directors["d1"]
+    for one in talking.open(VIP, 20):
+        address, _, port = one.source.rpartition(":")
+        for options in ({}, {"listener": "vip"}):
+            said = director.client.get("/explain", source=f"[::ffff:{address}]:{port}", **options)
+            assert (said["backend"], said["packet"]["listener"]) == (one.server, "vip")
+    with pytest.raises(Refused, match=f"no packet for {VIP} .* comes from fd00::2"):
+        director.client.get("/explain", source="[fd00::2]:5000", listener="vip")
+
+
 def test_a_neighbour_that_does_not_answer_is_shown(start: Start) -> None:
     _, fleet, _ = start(directors=1, backends=2, present=2)
     director = fleet.directors["d1"]
@@ -164,6 +178,26 @@ def test_an_interface_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert 'interface "eth0"' in done.stderr
     assert "nftables" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_another_name_of_an_interface_is_said(tmp_path: Path, engine: str) -> None:
+    """The kernel takes it where it is asked for the interface's number, and nowhere else."""
+    with site(directors=1, backends=1) as made:
+        file = tmp_path / "pybalancer.toml"
+        file.write_text(Plan(backends=made.backends, interfaces=("enp3s0",), engine=engine).text())
+        made.directors[0].space.ip("link property add dev eth0 altname enp3s0")
+        with made.directors[0].space.inside():
+            done = subprocess.run(
+                [sys.executable, "-m", "pybalancer", "serve", str(file)],
+                env=environment_in(tmp_path),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE,
+            )
+    assert done.returncode == 3
+    assert 'interface "enp3s0" is called "eth0": write that' in done.stderr
 
 
 def test_a_machine_that_is_no_backend_is_said(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pybalancer.admin.client import Refused
 from tests.wire.namespace import needs_namespaces
+from tests.wire.net import until
 
 from .conftest import Start
 from .fleet import Fleet, Serve
@@ -53,6 +54,23 @@ def test_backends_are_reached_another_way_from_one_packet_to_the_next(start: Sta
         assert {serving.packet()["forward"] for serving in fleet.all} == {forward}
         assert talking.lost(talking.conversations) == []
         assert taken(talking) == {"b1", "b2", "b3"}
+
+
+def test_a_backend_gets_packets_only_when_its_hardware_address_is_known(start: Start) -> None:
+    """Else what is for it, a part of all that goes on, stands still for a second."""
+    site, fleet, talking = start(directors=1, backends=3, present=2)
+    talk(talking)
+    plan = replace(fleet.plan, backends=site.backends)
+    fleet.start_agent(site.backends[2], plan).ready()
+    fleet.apply(plan, list(fleet.agents.values()))
+    director = fleet.directors["d1"]
+    before = [machine["names"] for machine in director.packet()["machines"]]
+    assert before == [["b1"], ["b2"]]
+    assert site.backends[2].address not in shown(director.machine.space, "ip neigh")
+    director.write(plan)
+    assert taken(talking) == {"b1", "b2", "b3"}
+    assert talking.lost(talking.conversations) == []
+    assert "dropped_unresolved" not in director.packet()["reasons"]
 
 
 def test_xdp_changes_its_mode(start: Start) -> None:
@@ -108,6 +126,26 @@ def test_what_is_refused_is_taken_back_whole(start: Start, size: int) -> None:
     assert talking.lost(talking.conversations) == []
     director.write(fleet.plan)
     assert director.packet()["interfaces"] == {"eth0": "native"}
+
+
+@pytest.mark.parametrize("engine", ["xdp", "nftables"])
+def test_an_interface_that_is_gone_is_not_in_the_way_of_a_reload(start: Start, engine: str) -> None:
+    """Just then somebody may have to take a backend out."""
+    _, fleet, talking = start(directors=1, backends=2, engine=engine)
+    director = fleet.directors["d1"]
+    space = director.machine.space
+    space.ip("link add other type veth peer name other-end")
+    plan = replace(fleet.plan, interfaces=("eth0", "other"))
+    director.write(plan)
+    space.ip("link del other")
+    director.line("packets: other: there is no such interface")
+    director.write(replace(plan, weights={"b1": 0}))
+    assert taken(talking) == {"b2"}
+    with pytest.raises(Refused, match="never"):
+        director.write(replace(plan, interfaces=("eth0", "other", "never")))
+    space.ip("link add other type veth peer name other-end", "link set other up")
+    director.line("packets: other: it works again")
+    until(lambda: director.packet()["interfaces"].keys() == {"eth0", "other"}, "the interface")
 
 
 def test_a_role_that_this_machine_cannot_have_is_refused(start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pybalancer import Balancer, StartError, _core
 from pybalancer.config.load import load_mapping
 from pybalancer.config.model import Config
+from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.control import PacketControl
+from pybalancer.packet.running import Running, close
+from pybalancer.packet.state import State, load
 
 from ..wire.balancing import configuration, until
 from ..wire.net import server
@@ -91,6 +95,10 @@ def addresses() -> dict[tuple[str, str], str]:
     [
         (NetlinkError(105, "No buffer space available"), "packets are not forwarded: NetlinkError"),
         (OSError(28, "No space left on device"), "packets are not forwarded: No space left on device"),
+        (
+            OSError(30, "Read-only file system", "/proc/sys/net/ipv4/conf/all/arp_ignore"),
+            "packets are not forwarded: /proc/sys/net/ipv4/conf/all/arp_ignore: Read-only file system",
+        ),
         (_core.PacketError("a map is full"), "packets are not forwarded: a map is full"),
     ],
 )
@@ -123,4 +131,37 @@ def test_one_trouble_does_not_keep_a_look_from_the_rest(
     assert looked == ["running"] * 16
     assert [one.getMessage() for one in caplog.records] == [
         "packets: NetlinkError(105, 'No buffer space available')"
+    ]
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest_from_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Else a process that ends leaves the service's addresses behind."""
+    removed: list[str] = []
+
+    class Forwarder:
+        def close(self, *, keep: bool) -> None:
+            raise _core.PacketError("nft has not ended within 30 s")
+
+    def refuse() -> None:
+        raise NetlinkError(2, "No such file or directory")
+
+    monkeypatch.setattr("pybalancer.packet.running.Ways.clean", staticmethod(refuse))
+    monkeypatch.setattr("pybalancer.packet.running.vip.remove", removed.extend)
+    arrangement = Arrangement.of(config().packet, (), None, {})
+    ending = Running(
+        Forwarder(),
+        arrangement,
+        bytes(16),
+        65537,
+        tmp_path,
+        State(added=("203.0.113.10",)),  # type: ignore[arg-type]
+    )
+    close(ending, False)
+    assert removed == ["203.0.113.10"]
+    assert load(tmp_path).added == ()
+    assert [one.getMessage() for one in caplog.records] == [
+        "packets: not all is cleaned up: nft has not ended within 30 s",
+        "packets: not all is cleaned up: (2, 'No such file or directory')",
     ]

@@ -12,7 +12,7 @@ from tests.wire.net import until
 
 from .conftest import Start
 from .talks import Talks
-from .test_lifecycle import CHECK, attached, shown
+from .test_lifecycle import CHECK, attached, shown, traces
 from .test_reloads import WIDE, taken
 from .topology import VIP, VIP6, Machine
 
@@ -91,6 +91,24 @@ def test_addresses_that_somebody_removes_come_back(start: Start) -> None:
     assert not has_vips(machine)
 
 
+def test_a_director_with_an_address_of_a_service_is_told(start: Start) -> None:
+    """Its checks ask itself: without a word all backends seem to be down, or, if something answers, up."""
+    _, fleet, talking = start(directors=1, backends=2, health=CHECK)
+    director = fleet.directors["d1"]
+    until(lambda: director.are("up"), "the checks")
+    assert director.packet()["problems"] == {}
+    director.machine.space.ip(f"addr add {VIP}/32 dev lo")
+    director.line(
+        f"packets: {VIP}: a director must not have this address: its checks ask the director itself"
+    )
+    assert director.packet()["problems"].keys() == {VIP}
+    assert taken(talking) == {"b1", "b2"}
+    director.machine.space.ip(f"addr del {VIP}/32 dev lo")
+    director.line(f"packets: {VIP}: it works again")
+    until(lambda: director.are("up"), "the checks")
+    assert director.packet()["problems"] == {}
+
+
 def has_vips(machine: Machine) -> bool:
     return all(vip in shown(machine.space, "ip addr show lo") for vip in (VIP, VIP6))
 
@@ -133,6 +151,24 @@ def test_an_upgrade_that_cannot_have_the_packets_serves_all_the_same(start: Star
     finally:
         subprocess.run(["kill", str(pid)], check=True)
         until(lambda: not attached(director), "the end of the new process")
+
+
+@pytest.mark.parametrize("role", ["director", "backend"])
+def test_an_upgrade_that_never_had_the_packets_ends_them_when_it_ends(start: Start, role: str) -> None:
+    """Nobody would be there to change where they go."""
+    _, fleet, _ = start(directors=1, backends=2, health=CHECK)
+    serving = fleet.directors["d1"] if role == "director" else fleet.agents["b1"]
+    serving.machine.space.ip(*WIDE)
+    serving.file.write_text(replace(fleet.plan, interfaces=("eth0", "wide")).text())
+    done = serving.ask("upgrade")
+    assert done.returncode == 0, done.stderr
+    serving.line("packets go as the process before has left it, which is tried again: .*attach to wide")
+    pid = serving.client.get("/status")["pid"]
+    assert serving.process.wait(30) == 0
+    assert attached(serving)
+    subprocess.run(["kill", str(pid)], check=True)
+    until(lambda: not attached(serving), "the end of packets")
+    until(lambda: traces(serving) == "0", "its traces gone")
 
 
 def test_backends_that_are_all_down_when_a_director_begins_get_packets(start: Start) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+import pytest
 
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet.arrangement import Arrangement
-from pybalancer.packet.generations import REMOVED, SILENT, History, Member, generation
+from pybalancer.packet.generations import MOST_NUMBERS, REMOVED, SILENT, History, Member, Numbers, generation
 from pybalancer.packet.services import Service
 
 SECTION = PacketConfig(interfaces=("eth0",))
@@ -70,3 +73,33 @@ def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:
     other = Arrangement.of(SECTION, [], None, {})
     assert other.after(tried) == other
     assert before.after(other) == before
+
+
+def deployed(number: int, count: int = 100) -> Service:
+    """A fleet whose machines are new ones each time."""
+    members = tuple(Member(f"app-{n:04}", 1, f"10.{number}.{n // 250}.{n % 250 + 1}") for n in range(count))
+    return replace(service("a"), newest=generation(members), all=members)
+
+
+@pytest.mark.parametrize("me", [None, "10.0.0.1"])
+def test_machines_of_long_ago_make_room_for_new_ones(me: str | None) -> None:
+    """There are 1023 numbers, and 16 sets of 100 machines each."""
+    known: Mapping[str, History] = {}
+    numbers = Numbers({})
+    for number in range(20):
+        arrangement = Arrangement.of(SECTION, [deployed(number)], me, known)
+        known, numbers = arrangement.histories, numbers.among(arrangement.hosts)
+        assert arrangement.known[KEY].generations[0] == deployed(number).newest
+    assert MOST_NUMBERS - 100 < len(arrangement.hosts) <= MOST_NUMBERS
+    # What is refused for some other reason has to be taken back, too.
+    tried = Arrangement.of(SECTION, [deployed(20, 600)], me, known)
+    again = arrangement.after(tried)
+    assert again.known[KEY].generations[:2] == (deployed(19).newest, deployed(20, 600).newest)
+    numbers.among(again.hosts)
+    full = Arrangement.of(SECTION, [deployed(21, 1000)], me, again.histories)
+    assert full.known[KEY].generations[0] == deployed(21, 1000).newest
+    numbers.among(full.hosts)
+
+
+def test_more_than_there_are_numbers_is_for_others_to_refuse() -> None:
+    assert len(Arrangement.of(SECTION, [deployed(0, 1100)], None, {}).hosts) == 1100
