@@ -545,7 +545,7 @@ class PacketRows:
         generations: Sequence[Sequence[tuple[str, int, int]]],
         *,
         joined: tuple[int, Sequence[tuple[str, int, int]]] | None = None,
-        late: Sequence[tuple[int, int]] = (),
+        late: Sequence[tuple[int, int]] = ...,
         secret: bytes,
         size: int = 65537,
     ) -> PacketRows: ...
