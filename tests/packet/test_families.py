@@ -38,8 +38,7 @@ def test_service_and_backends_of_any_family(
     # Its process would put the addresses back.
     fleet.crash(agent)
     agent.machine.space.ip(f"addr del {VIP}/32 dev lo", f"-6 addr del {VIP6}/128 dev lo")
-    director.line("chat/b2 is down")
-    status = director.backends()
-    assert (status["b1"]["state"], status["b2"]["state"]) == ("up", "down")
+    until(lambda: director.backends()["b2"]["state"] == "down", "the check of b2")
+    assert director.backends()["b1"]["state"] == "up"
     until(lambda: not director.packet()["machines"][1]["takes_new"], "b2 without new flows")
     assert {one.server for one in talking.open(VIP, 20)} == {"b1"}
