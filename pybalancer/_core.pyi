@@ -534,18 +534,20 @@ class PacketRows:
     """Rows of one service: who owns each slot, and who owned it before.
 
     ``generations`` are sets of backends as (name, weight, id), newest first, 1 to 16 of them; ids are this
-    host's own, from 1 to 1023. ``joined`` is of a backend that was told of nothing before it began: its id,
-    and all among which it began; behind the owners that it knows, rows then name those whom it supposes.
-    ``late`` has ids that stand behind all others of their rows, those with a higher number last.
-    Tables are keyed by ``secret`` as those of pools are. PlanError for what contradicts itself.
+    host's own, from 1 to 1023. ``me`` is the id of a backend; 0 of a director, which has nothing of the rest.
+    ``joined`` is of a backend that was told of nothing before it began: all among which it began; behind the
+    owners that it knows, rows then name those whom it supposes. ``late`` has ids that ``me`` asks behind all
+    others of their rows. Tables are keyed by ``secret`` as those of pools are. PlanError for what contradicts
+    itself.
     """
 
     def __new__(
         cls,
         generations: Sequence[Sequence[tuple[str, int, int]]],
         *,
-        joined: tuple[int, Sequence[tuple[str, int, int]]] | None = None,
-        late: Sequence[tuple[int, int]] | None = None,
+        me: int = 0,
+        joined: Sequence[tuple[str, int, int]] | None = None,
+        late: Sequence[int] | None = None,
         secret: bytes,
         size: int = 65537,
     ) -> PacketRows: ...

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybalancer.config.values import join
 from pybalancer.packet.forwarder import Count
+from pybalancer.packet.peers import SILENT
 from pybalancer.packet.report import MachineStatus, PacketStatus, ServiceStatus
 from pybalancer.packet.running import machine_problems
 
@@ -100,13 +101,20 @@ def _machine(
         takes_new=takes_new,
         interface=hop.interface,
         mac=hop.mac.hex(":") if hop.mac is not None else None,
-        problem="" if hop.host == running.me else hop.why or running.ways.problems.get(hop.host, ""),
+        problem=_problem(running, hop),
         packets=counted.packets,
         bytes=counted.bytes,
         flows=counted.flows,
         second_hops=counted.others,
         packets_per_second=counting.speed_of_host(number, hop.host),
     )
+
+
+def _problem(running: Running, hop: Hop) -> str:
+    if hop.host == running.me:
+        return ""
+    silent = SILENT if hop.host in running.arrangement.silent else ""
+    return hop.why or running.ways.problems.get(hop.host, "") or silent
 
 
 def names(running: Running) -> dict[str, list[str]]:

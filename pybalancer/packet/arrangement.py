@@ -10,6 +10,7 @@ from pybalancer.packet.generations import MOST_NUMBERS, History, Known
 
 if TYPE_CHECKING:
     from pybalancer.config.packet_model import PacketConfig
+    from pybalancer.packet.peers import Peer
     from pybalancer.packet.services import Service
 
 
@@ -21,6 +22,8 @@ class Arrangement:
     services: tuple[Service, ...]
     me: str | None
     """Of a backend: the host that rows know it by."""
+    silent: frozenset[str]
+    """Of a backend: hosts that do not answer."""
     histories: Mapping[str, History]
     """By the keys of services, as they are remembered."""
     known: Mapping[str, Known]
@@ -28,17 +31,30 @@ class Arrangement:
 
     @staticmethod
     def of(
-        section: PacketConfig, services: Collection[Service], me: str | None, known: Mapping[str, History]
+        section: PacketConfig,
+        services: Collection[Service],
+        me: str | None,
+        known: Mapping[str, History],
+        silent: frozenset[str] = frozenset(),
     ) -> Arrangement:
-        """From now on new flows go as ``services`` say; ``known`` is what was before."""
+        """From now on new flows go as ``services`` say; ``known`` is what was before.
+
+        A backend takes it that nothing new goes to those that are ``silent``: directors will see that, too.
+        """
         histories = {}
+        silent = silent if me is not None else frozenset()
         for service in services:
             former = known.get(service.key, History())
             if me is not None:
                 former = former.joined_by(me, service.all)
-            histories[service.key] = former.with_(service.newest)
-        told = _known(histories, services, me)
-        return _fitting(Arrangement(section, tuple(services), me, histories, told))
+            answering = tuple(member for member in service.newest if member.host not in silent)
+            histories[service.key] = former.with_(answering)
+        told = _known(histories, me, silent)
+        return _fitting(Arrangement(section, tuple(services), me, silent, histories, told))
+
+    def hearing(self, silent: frozenset[str]) -> Arrangement:
+        """The same, where others are silent than before."""
+        return Arrangement.of(self.section, self.services, self.me, self.histories, silent)
 
     def after(self, tried: Arrangement) -> Arrangement:
         """This one once more, after another that some packets may have gone by for a while."""
@@ -46,7 +62,7 @@ class Arrangement:
             key: tried.histories[key].with_(history.newest) if key in tried.histories else history
             for key, history in self.histories.items()
         }
-        known = _known(histories, self.services, self.me)
+        known = _known(histories, self.me, self.silent)
         return _fitting(replace(self, histories=histories, known=known))
 
     @property
@@ -54,6 +70,17 @@ class Arrangement:
         """Every machine that a packet may have to go to, this one among them."""
         found = set[str]().union(*(known.hosts for known in self.known.values()))
         return found | ({self.me} if self.me is not None else set())
+
+    @property
+    def peers(self) -> set[Peer]:
+        """Of a backend: machines whose silence matters, each by a port where it is, or was, a server."""
+        found: dict[str, Peer] = {}
+        for service in self.services:
+            # Second hops are those of TCP.
+            if self.me is not None and service.where[2] == "tcp":
+                hosts = self.known[service.key].hosts - {self.me}
+                found |= {host: (host, service.where[1]) for host in hosts if host not in found}
+        return set(found.values())
 
     @property
     def vips(self) -> set[str]:
@@ -74,12 +101,10 @@ def _fitting(arrangement: Arrangement) -> Arrangement:
         }
         if histories == arrangement.histories:
             break  # So many are in the configuration itself.
-        known = _known(histories, arrangement.services, arrangement.me)
+        known = _known(histories, arrangement.me, arrangement.silent)
         arrangement = replace(arrangement, histories=histories, known=known)
     return arrangement
 
 
-def _known(
-    histories: Mapping[str, History], services: Collection[Service], me: str | None
-) -> dict[str, Known]:
-    return {one.key: histories[one.key].seen_by(me, one.all, one.silent) for one in services}
+def _known(histories: Mapping[str, History], me: str | None, silent: Collection[str]) -> dict[str, Known]:
+    return {key: history.seen_by(me, silent) for key, history in histories.items()}

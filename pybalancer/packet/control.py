@@ -24,6 +24,7 @@ from pybalancer.packet import answers, hops, leftovers
 from pybalancer.packet.arrangement import Arrangement
 from pybalancer.packet.counting import Counting
 from pybalancer.packet.marks import mark
+from pybalancer.packet.peers import SILENT, Peers
 from pybalancer.packet.report import PacketStatus
 from pybalancer.packet.running import (
     Running,
@@ -70,6 +71,7 @@ class PacketControl:
         """Whether packets are to be forwarded and are not, but for what a process before has set up."""
         self._lock = trio.Lock()
         self._counting = Counting()
+        self._peers = Peers()
         self._told: dict[str, str] = {}
 
     async def check(self, config: Config) -> None:
@@ -103,7 +105,24 @@ class PacketControl:
         return "packets go as before" if self._running.settled else "a part of packets goes another way"
 
     async def run(self) -> NoReturn:
-        """Follow next hops, interfaces and counts until cancelled."""
+        """Follow next hops, interfaces, counts and other machines until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_peers)
+            await self._follow_kernel()
+
+    async def _follow_peers(self) -> None:
+        while True:
+            running = self._running
+            asked = running.arrangement.peers if running is not None else set()
+            if running is None or not asked:
+                await trio.sleep(LOOK)
+                continue
+            silent = await self._peers.ask(asked, running.arrangement.silent)
+            async with self._lock:
+                if self._running is running and silent != running.arrangement.silent:
+                    await trio.to_thread.run_sync(self._hear, running, silent)
+
+    async def _follow_kernel(self) -> NoReturn:
         while True:
             await trio.sleep(LOOK)
             if self._running is None:
@@ -143,7 +162,7 @@ class PacketControl:
         else:
             known = running.state.histories
             me = who_am_i(section, wanted, known.values(), running.me)
-            aim = Arrangement.of(section, wanted, me, known)
+            aim = Arrangement.of(section, wanted, me, known, running.arrangement.silent)
             before = running.arrangement
             try:
                 if (secret, size) != (running.secret, running.size):
@@ -172,6 +191,15 @@ class PacketControl:
             before = running.arrangement
             self._running = start(before.section, before.services, running.secret, running.size)
             raise
+
+    def _hear(self, running: Running, silent: frozenset[str]) -> None:
+        """Other machines are silent than before."""
+        aim = running.arrangement.hearing(silent)
+        try:
+            arrange(running, aim)
+        except Exception:
+            running.arrangement, running.settled = aim, False
+            self._settle(running)
 
     def _settle(self, running: Running) -> None:
         """Make it as it is to be, if it is not. Never raises: the next look tries again."""
@@ -206,6 +234,7 @@ class PacketControl:
         owners = {member.host for service in running.services.values() for member in service.all}
         # A former owner that was removed may well be switched off.
         problems = {host: hop.why for host, hop in running.hops.items() if host in owners - {running.me}}
+        problems |= dict.fromkeys(running.arrangement.silent & owners, SILENT)
         problems |= running.ways.problems | machine_problems(running)
         for what, problem in problems.items():
             self._tell(what, problem)
@@ -231,17 +260,11 @@ class PacketControl:
         return self._running is not None
 
     def way(self, pool: str, check: Check, address: str) -> tuple[Check, str]:
-        """How and where a backend of a pool that only packets go to is asked: as packets get there.
-
-        By another backend, which has the service's address itself: whether its machine is there.
-        """
+        """How and where a backend of a pool that only packets go to is asked: as packets get there."""
         running = self._running
-        if running is None:
+        if running is None or running.section.role != "director":
             return check, address
         found = (one for one in running.services.values() if one.pool == pool and one.checked)
-        if running.section.role != "director":
-            there = replace(check, kind="tcp", send_proxy=None, refused=True)
-            return (there if next(found, None) is not None else check), address
         number = running.state.numbers.by_host.get(packet.split(address)[0])
         if (service := next(found, None)) is None or number is None:
             return check, address

@@ -17,10 +17,6 @@ from pybalancer.errors import PybalancerError
 MOST_GENERATIONS: Final = 16
 """That rows are made from (``_core.PacketRows``). A row has six owners, but few changes concern one slot."""
 
-REMOVED: Final = 1
-SILENT: Final = 2
-"""Who is asked late: who is not in the file and may be switched off; who does not answer."""
-
 MOST_NUMBERS: Final = 1023
 """A row has 10 bits for a machine."""
 
@@ -53,8 +49,8 @@ class Known:
     """Those among which it has begun, if it was told of nothing before: who had flows then is supposed."""
     me: str = ""
     """Its own host; of a director, which supposes nothing, empty."""
-    late: tuple[tuple[str, int], ...] = ()
-    """Hosts that stand behind all others of their rows, the higher the later."""
+    late: tuple[str, ...] = ()
+    """Hosts that it asks behind all others: they do not answer, and may have died."""
 
     @property
     def hosts(self) -> set[str]:
@@ -98,12 +94,8 @@ class History:
     def newest(self) -> Generation:
         return self.generations[0] if self.generations else ()
 
-    def seen_by(
-        self, host: str | None, members: Collection[Member] = (), silent: Collection[str] = ()
-    ) -> Known:
-        """What a backend has to know; ``None`` is a director.
-
-        ``members`` are those that the file has now, ``silent`` hosts of those that do not answer.
+    def seen_by(self, host: str | None, silent: Collection[str] = ()) -> Known:
+        """What a backend has to know; ``None`` is a director. ``silent`` are hosts that do not answer.
 
         What directors do about their backends (a check that failed, a drain) a backend is not told. But if
         packets of its slots have gone elsewhere, then to whom the table names where it is missing.
@@ -117,10 +109,7 @@ class History:
         supposed = [each for each in dict.fromkeys(without) if each and each not in self.generations]
         told = self.generations[: MOST_GENERATIONS - len(supposed)]
         known = Known((*told, *supposed), self.joined, host)
-        # A machine that is gone swallows packets that are only on their way by it.
-        gone = known.hosts - {member.host for member in members} if members else set()
-        when = dict.fromkeys(gone, REMOVED) | dict.fromkeys(known.hosts & set(silent), SILENT)
-        return replace(known, late=tuple(sorted(when.items())))
+        return replace(known, late=tuple(sorted(known.hosts & set(silent))))
 
     def to_json(self) -> list[list[list[Any]]]:
         """For the state file: the generations."""
@@ -193,8 +182,9 @@ class Numbers:
         """Raises ``_core.PlanError``. Every machine of ``known`` has a number."""
         return _core.PacketRows(
             [self._ids(each) for each in known.generations],
-            joined=(self.by_host[known.me], self._ids(known.joined)) if known.joined else None,
-            late=[(self.by_host[host], when) for host, when in known.late],
+            me=self.by_host.get(known.me, 0),
+            joined=self._ids(known.joined),
+            late=[self.by_host[host] for host in known.late],
             secret=secret,
             size=size,
         )

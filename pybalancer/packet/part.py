@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,9 @@ class PacketPart:
         raise NotImplementedError
 
     def _watch(self, config: Config, addresses: dict[Key, str]) -> None:
-        """Check the backends."""
-        self._watcher.update(config, addresses)
+        """Check the backends. Those of packets are checked where packets come from: by directors."""
+        others: Collection[str] = packet.only_packets(config) if config.packet.role == "backend" else ()
+        self._watcher.update(config, addresses, others)
 
     def _takers(self, config: Config, health: Mapping[Key, BackendHealth]) -> set[Key]:
         """Backends that get new flows, if their weight is not 0.

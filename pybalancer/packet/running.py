@@ -111,7 +111,7 @@ def start(section: PacketConfig, wanted: Sequence[Service], secret: bytes, size:
         known = replace(known, numbers=known.numbers.as_in(forwarder.hosts()))
     running = Running(
         forwarder,
-        Arrangement.of(section, wanted, me, known.histories),
+        Arrangement.of(section, wanted, me, known.histories, known.silent),
         secret,
         size,
         directory,
@@ -178,7 +178,7 @@ def arrange(running: Running, wanted: Arrangement) -> None:
     # Of those that rows still name, too.
     numbers = running.state.numbers.among(bounded(hosts, running.state.numbers))
     numbered = number_services(forwarder, wanted.services)
-    running.state = replace(running.state, histories=wanted.histories, numbers=numbers)
+    running.state = replace(running.state, histories=wanted.histories, numbers=numbers, silent=wanted.silent)
     save(running)
     forwarder.configure(section)
     running.hops = look_at_hops(running, section, hosts, wait=True)

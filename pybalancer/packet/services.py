@@ -32,8 +32,6 @@ class Service:
     all: tuple[Member, ...]
     checked: bool
     """Checks go to its address at each backend: of TCP, and where no tunnel leads to the pool."""
-    silent: frozenset[str] = frozenset()
-    """Hosts of those whose checks fail; to a backend, that do not answer."""
 
     @property
     def key(self) -> str:
@@ -43,12 +41,8 @@ class Service:
 
 
 def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key]) -> list[Service]:
-    """What the configuration asks for. ``takes``: backends that are to get new flows; to one, who answers.
-
-    One that hears of no other is cut off itself, or they may not ask each other: it takes all for well.
-    """
+    """What the configuration asks for. ``takes``: backends that are to get new flows."""
     found, alone = [], packet.only_packets(config)
-    director = config.packet.role == "director"
     for listener in packet.listeners(config):
         pool = listener.pool or ""
         vip, port = packet.split(listener.bind)
@@ -59,20 +53,16 @@ def services(config: Config, addresses: Mapping[Key, str], takes: Collection[Key
             )
             for backend in config.pools[pool].backends
         ]
-        takers = [member for name, member in members if (pool, name) in takes]
-        if not director and len(takers) <= 1:
-            takers = [member for _, member in members]
-        silent = {member.host for _, member in members} - {member.host for member in takers}
+        newest = generation([member for name, member in members if (pool, name) in takes])
         where = vip, port, listener.protocol
         found.append(
             Service(
                 name=listener.name,
                 pool=pool,
                 where=where,
-                newest=generation(takers),
+                newest=newest,
                 all=tuple(member for _, member in members),
                 checked=listener.protocol == "tcp" and pool in alone,
-                silent=frozenset(silent),
             )
         )
     return found

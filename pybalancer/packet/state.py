@@ -28,6 +28,8 @@ class State:
     numbers: Numbers = field(default_factory=lambda: Numbers({}))
     added: tuple[str, ...] = ()
     """Addresses on ``lo`` that are ours to remove."""
+    silent: frozenset[str] = frozenset()
+    """Machines that did not answer."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings under /proc/sys/net that we have changed, and what they were."""
 
@@ -42,6 +44,7 @@ class State:
             },
             "numbers": dict(sorted(self.numbers.by_host.items())),
             "added": list(self.added),
+            "silent": sorted(self.silent),
             "settings": dict(self.settings),
         }
 
@@ -65,6 +68,7 @@ class State:
                 },
                 Numbers(numbers),
                 tuple(map(str, given["added"])),
+                frozenset(map(str, given["silent"])),
                 {str(name): str(value) for name, value in given["settings"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ import pytest
 
 from pybalancer.config.packet_model import PacketConfig
 from pybalancer.packet.arrangement import Arrangement
-from pybalancer.packet.generations import MOST_NUMBERS, REMOVED, SILENT, History, Member, Numbers, generation
+from pybalancer.packet.generations import MOST_NUMBERS, History, Member, Numbers, generation
 from pybalancer.packet.services import Service
 
 SECTION = PacketConfig(interfaces=("eth0",))
@@ -52,15 +52,32 @@ def test_who_is_called_otherwise_is_who_it_was() -> None:
     assert sets(Arrangement.of(SECTION, renamed, None, before.histories)) == ["abd", "abc"]
 
 
-def test_who_is_not_in_the_file_or_silent_is_asked_late() -> None:
+def test_who_is_silent_is_asked_late_and_has_nothing_new() -> None:
     hosts = {name: f"10.0.0.{ord(name)}" for name in "abcd"}
-    before = of(*"abc")
-    now = replace(service(*"ab", everybody="abd"), silent=frozenset({hosts["d"]}))
-    after = Arrangement.of(SECTION, [now], hosts["a"], before.histories)
-    assert after.known[KEY].late == ((hosts["c"], REMOVED),)
-    assert after.after(before).known[KEY].late == ((hosts["c"], REMOVED),)
-    met = Arrangement.of(SECTION, [now], hosts["a"], {KEY: History().with_(of(*"bd").histories[KEY].newest)})
-    assert met.known[KEY].late == ((hosts["d"], SILENT),)
+    before = of(*"abc", me=hosts["a"])
+    after = before.hearing(frozenset({hosts["c"]}))
+    assert sets(after)[:2] == ["ab", "abc"], "which is what directors will do"
+    assert after.known[KEY].late == (hosts["c"],)
+    assert after.after(before).known[KEY].late == (hosts["c"],)
+    again = after.hearing(frozenset())
+    assert sets(again)[:2] == ["abc", "ab"]
+    assert again.known[KEY].late == ()
+    # A director has its own checks.
+    assert of(*"abc").hearing(frozenset({hosts["c"]})) == of(*"abc")
+
+
+def test_a_backend_asks_all_whom_its_packets_may_go_to() -> None:
+    hosts = {name: f"10.0.0.{ord(name)}" for name in "abcd"}
+    assert of(*"abc").peers == set(), "a director"
+    before = of(*"ab", me=hosts["a"])
+    now = [replace(service(*"bc", everybody="bc"), where=("203.0.113.10", 443, "tcp"))]
+    removed = Arrangement.of(SECTION, now, hosts["a"], before.histories)
+    assert removed.peers >= {(hosts["b"], 443), (hosts["c"], 443)}
+    left = Arrangement.of(SECTION, now, hosts["c"], before.histories)
+    assert left.peers >= {(hosts["a"], 443), (hosts["b"], 443)}, "who has left too"
+    assert (hosts["c"], 443) not in left.peers
+    udp = [replace(one, where=("203.0.113.10", 443, "udp")) for one in now]
+    assert Arrangement.of(SECTION, udp, hosts["b"], {}).peers == set()
 
 
 def test_what_was_tried_is_remembered_behind_what_it_goes_back_to() -> None:

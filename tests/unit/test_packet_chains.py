@@ -37,12 +37,12 @@ class Host:
         self.rows: list[tuple[int, ...]] = []
 
     def apply(self, weights: Weights, silent: Collection[str] = ()) -> None:
-        """``silent`` are backends whose checks have failed."""
+        """``silent`` are backends that do not answer, or to a director whose checks have failed."""
         members = [Member(name, weight, f"host {name}") for name, weight in weights.items()]
         if self.me is not None:
             self.history = self.history.joined_by(self.me, members)
         self.history = self.history.with_(generation([one for one in members if one.name not in silent]))
-        self.rows = rows_of(self.history.seen_by(self.me, members, {f"host {name}" for name in silent}))
+        self.rows = rows_of(self.history.seen_by(self.me, {f"host {name}" for name in silent}))
 
 
 class Site:
@@ -54,7 +54,7 @@ class Site:
         self.connections: list[tuple[int, int]] = []
         self.dead: set[str] = set()
         self.told = True
-        """Whether backends know who is dead or gone."""
+        """Whether backends notice who is dead."""
         for host in (*self.directors, *self.agents.values()):
             host.apply(self.weights)
 
@@ -90,7 +90,7 @@ class Site:
         for name in weights:
             if name not in self.agents:
                 self.agents[name] = Host(name, agent=True)
-                self.agents[name].apply(weights)
+                self.agents[name].apply(weights, self.silent(self.agents[name]))
         agents, directors = list(self.agents.values()), list(self.directors)
         self.dice.shuffle(agents)
         self.dice.shuffle(directors)
@@ -99,19 +99,21 @@ class Site:
             self.dice.shuffle(order)
         lost = 0
         for host in order:
-            host.apply(weights)
+            host.apply(weights, self.silent(host))
             self.open(opening)
             lost += self.lost()
         return lost
 
     def die(self, name: str) -> None:
-        """Its machine. In the end all whose file has it have noticed."""
+        """Its machine. In the end all have noticed."""
         self.dead.add(name)
         number = NUMBERS[f"host {name}"]
         self.connections = [each for each in self.connections if each[1] != number]
         for host in (*self.directors, *self.agents.values()):
-            if name in self.weights and (self.told or host.me is None):
-                host.apply(self.weights, self.dead)
+            host.apply(self.weights, self.silent(host))
+
+    def silent(self, host: Host) -> set[str]:
+        return self.dead if self.told or host.me is None else set()
 
     def next_weights(self) -> dict[str, int]:
         """One backend added, drained, taken back or removed."""
@@ -167,27 +169,29 @@ def test_without_second_hops_they_would_be_lost() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("new", "gone"), [("de", "d"), ("def", "d"), ("def", "de"), ("def", "a")])
 @pytest.mark.parametrize("removed", [False, True])
-def test_a_machine_that_is_gone_takes_nobody_with_it(seed: int, removed: bool) -> None:
+def test_a_machine_that_is_gone_takes_nobody_with_it(seed: int, new: str, gone: str, removed: bool) -> None:
     """It had slots of others for a while, and so their packets used to go by it."""
-    assert lost_with(seed, removed, told=True) == 0
+    assert lost_with(seed, new, gone, removed, told=True) == 0
 
 
 def test_without_being_asked_late_it_would() -> None:
-    assert lost_with(1, removed=False, told=False) > 20
+    assert lost_with(1, "de", "d", removed=False, told=False) > 20
 
 
-def lost_with(seed: int, removed: bool, *, told: bool) -> int:
+def lost_with(seed: int, new: str, gone: str, removed: bool, *, told: bool) -> int:
     site = Site(seed, "abc")
     site.told = told
     site.open(300)
-    for new in "de":
-        assert site.change({**site.weights, new: 1}, agents_first=True, opening=0) == 0
-    if removed:
-        assert site.change({**site.weights, "d": 0}, agents_first=True, opening=0) == 0
-        weights = {name: weight for name, weight in site.weights.items() if name != "d"}
-        assert site.change(weights, agents_first=True, opening=0) == 0
-    site.die("d")
+    for name in new:
+        assert site.change({**site.weights, name: 1}, agents_first=True, opening=0) == 0
+    for leaves in gone:
+        if removed:
+            site.change({**site.weights, leaves: 0}, agents_first=True, opening=0)
+            weights = {name: weight for name, weight in site.weights.items() if name != leaves}
+            site.change(weights, agents_first=True, opening=0)
+        site.die(leaves)
     return site.lost()
 
 

@@ -56,25 +56,6 @@ def test_services_are_listeners_of_mode_packet_with_those_that_take_new_flows() 
     assert found(given, {("chat", "app-3"), ("other", "app-1")})[0] == ("vip", ["app-3"], 3, True)
 
 
-@pytest.mark.parametrize(
-    ("answer", "newest", "silent"),
-    [
-        ("123", ["app-1", "app-2"], set()),
-        ("13", ["app-1"], {"10.0.0.2"}),
-        ("12", ["app-1", "app-2"], {"10.0.0.3"}),
-        # Who hears of nobody else may be cut off itself.
-        ("1", ["app-1", "app-2"], set()),
-        ("", ["app-1", "app-2"], set()),
-    ],
-)
-def test_a_backend_knows_who_does_not_answer(answer: str, newest: list[str], silent: set[str]) -> None:
-    given = config(1, 1, 0, role="backend")
-    addresses = {("chat", f"app-{number}"): f"10.0.0.{number}:443" for number in (1, 2, 3)}
-    service = services(given, addresses, {("chat", f"app-{number}") for number in answer})[0]
-    assert [member.name for member in service.newest] == newest
-    assert service.silent == silent
-
-
 def test_the_digest_of_a_file_knows_who_takes_new_flows() -> None:
     assert digest_of(config(1, 1, 0), "chat", SECRET) == digest_of(config(1, 1), "chat", SECRET)
     assert digest_of(config(1, 1), "chat", SECRET) != digest_of(config(1, 2), "chat", SECRET)

@@ -19,6 +19,7 @@ STATE = State(
     },
     Numbers({"10.0.0.1": 1, "fd00::1": 7}),
     ("203.0.113.10",),
+    frozenset({"fd00::1"}),
     {"ipv4/conf/all/arp_ignore": "0"},
 )
 
@@ -64,6 +65,7 @@ def spoiled(**changes: Any) -> str:
         spoiled(joined={"vip": [1]}),
         spoiled(joined=[]),
         spoiled(added=None),
+        spoiled(silent=None),
         spoiled(settings=[]),
     ],
 )

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pybalancer_core::rows::{Joined, Member, Rows};
+use pybalancer_core::rows::{Member, Rows, Seen};
 use pybalancer_packet::attach::{Mode, number_of};
 use pybalancer_packet::error::PacketError;
 use pybalancer_packet::layout::{Hop, Protocol, REASONS};
@@ -36,26 +36,27 @@ pub struct PacketRows(Rows);
 #[pymethods]
 impl PacketRows {
     #[new]
-    #[pyo3(signature = (generations, *, joined=None, late=None, secret, size=65537))]
+    #[pyo3(signature = (generations, *, me=0, joined=None, late=None, secret, size=65537))]
     fn new(
         py: Python<'_>,
         generations: Vec<Members>,
-        joined: Option<(u16, Members)>,
-        late: Option<Vec<(u16, u8)>>,
+        me: u16,
+        joined: Option<Members>,
+        late: Option<Vec<u16>>,
         secret: &[u8],
         size: u32,
     ) -> PyResult<PacketRows> {
         let secret = secret_of(secret)?;
         let members: Vec<Vec<Member<'_>>> = generations.iter().map(|set| borrowed(set)).collect();
         let sets: Vec<&[Member<'_>]> = members.iter().map(Vec::as_slice).collect();
-        let (me, among) = joined.unwrap_or_default();
-        let among = borrowed(&among);
-        let joined = (me != 0).then_some(Joined {
-            members: &among,
+        let joined = joined.unwrap_or_default();
+        let (joined, late) = (borrowed(&joined), late.unwrap_or_default());
+        let seen = Seen {
             me,
-        });
-        let late = late.unwrap_or_default();
-        py.detach(|| Rows::build(&secret, &sets, joined, &late, size))
+            joined: &joined,
+            late: &late,
+        };
+        py.detach(|| Rows::build(&secret, &sets, seen, size))
             .map(PacketRows)
             .map_err(|error| plan_error(error.to_string()))
     }

@@ -28,18 +28,17 @@ pub const MAX_ID: u16 = 1023;
 /// Name, weight, id.
 pub type Member<'a> = (&'a str, u32, u16);
 
-/// What a backend supposes that has begun without being told of anything before: it joined others, and so
-/// may some of them have with it. See [`crate::reach`].
-#[derive(Clone, Copy, Debug)]
-pub struct Joined<'a> {
-    /// All of them, itself too. Those of weight 0 may have flows from when they had some.
-    pub members: &'a [Member<'a>],
-    /// Its id.
+/// What a backend knows besides generations.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// Its id; 0 is a director, which knows nothing else.
     pub me: u16,
+    /// Those among which it has begun, itself too, if it was told of nothing before: so it supposes, see [`crate::reach`].
+    /// Those of weight 0 may have flows from when they had some.
+    pub joined: &'a [Member<'a>],
+    /// Ids of those who do not answer.
+    pub late: &'a [u16],
 }
-
-/// Who is to be asked last, by id: the higher, the later. Who is not named is 0.
-pub type Late<'a> = &'a [(u16, u8)];
 
 /// Why there are no rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,16 +83,15 @@ impl Rows {
     /// A row names each backend once. Its first entry is the newest generation's owner; 0 if there is
     /// none, and then only the others follow: nobody takes new flows, somebody may have old ones.
     ///
-    /// With `joined` there may be others behind those whom generations name: who would have had the slot if some of
-    /// the joined were not there, in the order in which they would.
+    /// With `seen.joined` there may be others behind those whom generations name: who would have had the slot if some
+    /// of the joined were not there, in the order in which they would.
     ///
-    /// Those who are `late` stand behind the others whom their row names, the owner too: a machine that may have died
+    /// Those who are `seen.late` are asked behind the others whom their row names, the owner too: a machine that has died
     /// swallows what gets to it, so whoever else may have a connection is asked before.
     pub fn build(
         secret: &Secret,
         generations: &[&[Member<'_>]],
-        joined: Option<Joined<'_>>,
-        late: Late<'_>,
+        seen: Seen<'_>,
         size: u32,
     ) -> Result<Rows, RowsError> {
         if generations.is_empty() || generations.len() > MAX_GENERATIONS {
@@ -133,14 +131,14 @@ impl Rows {
         };
         let owners = tables.first().map_or(0, Table::digest);
         let mut digest = digest(&tables);
-        if let Some(joined) = joined {
-            check_ids(joined.members.iter())?;
-            digest = suppose(&mut rows, secret, joined, digest)?;
+        if !seen.joined.is_empty() {
+            check_ids(seen.joined.iter())?;
+            digest = suppose(&mut rows, secret, seen, digest)?;
         }
-        if !late.is_empty() {
-            put_behind(&mut rows, late);
-            let joined = joined.map_or([].as_slice(), |joined| joined.members);
-            digest = with_late(digest, late, generations.iter().copied().chain([joined]));
+        if !seen.late.is_empty() {
+            put_behind(&mut rows, seen);
+            let sets = generations.iter().copied().chain([seen.joined]);
+            digest = with_late(digest, seen, sets);
         }
         Ok(Rows {
             rows,
@@ -184,12 +182,12 @@ fn check_ids<'a>(mut members: impl Iterator<Item = &'a Member<'a>>) -> Result<()
 fn suppose(
     rows: &mut [[u16; WIDTH]],
     secret: &Secret,
-    joined: Joined<'_>,
+    seen: Seen<'_>,
     digest: u128,
 ) -> Result<u128, RowsError> {
     let size = rows.len() as u32;
     let named = |weigh: fn(u32) -> u32| -> Vec<(&str, u32)> {
-        let members = joined.members.iter();
+        let members = seen.joined.iter();
         members
             .map(|(name, weight, _)| (*name, weigh(*weight)))
             .collect()
@@ -198,25 +196,27 @@ fn suppose(
         named(|weight| weight),
         named(|weight| u32::from(weight == 0)),
     );
-    let id = |index: &u16| {
-        joined
-            .members
-            .get(usize::from(*index))
-            .map(|(_, _, id)| *id)
-    };
+    let id = |index: &u16| seen.joined.get(usize::from(*index)).map(|(_, _, id)| *id);
+    let gone = |id: &u16| seen.late.contains(id);
     let table = Table::build(secret, &active, size).map_err(RowsError::Table)?;
     let orders = reach(secret, &active, size);
     for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
-        let here = order.iter().position(|index| id(index) == Some(joined.me));
-        if id(owner) == Some(joined.me) {
-            for id in order.iter().filter_map(id).filter(|id| *id != joined.me) {
+        let here = order.iter().position(|index| id(index) == Some(seen.me));
+        if id(owner) == Some(seen.me) {
+            for id in order.iter().filter_map(id).filter(|id| *id != seen.me) {
                 put(row, id);
             }
         } else if let (Some(here), [_, 0, ..]) = (here, &row) {
             // An owner that has come with this one may ask it, and it knows no more than whose turn is next.
             let mut behind = order.iter().skip(here + 1).filter_map(id);
             if let Some(id) = behind.find(|id| !row.contains(id)) {
-                put(row, joined.me);
+                put(row, seen.me);
+                put(row, id);
+            }
+        }
+        if row.iter().any(gone) {
+            // Who is gone cannot be asked whom it had the slot from.
+            for id in order.iter().filter_map(id) {
                 put(row, id);
             }
         }
@@ -226,7 +226,7 @@ fn suppose(
     if takers < WIDTH.min(active.len()) {
         let orders = reach(secret, &idle, size);
         for ((row, order), owner) in rows.iter_mut().zip(&orders).zip(table.slots()) {
-            if id(owner) == Some(joined.me) {
+            if id(owner) == Some(seen.me) {
                 for id in order.iter().filter_map(id) {
                     put(row, id);
                 }
@@ -236,7 +236,7 @@ fn suppose(
     let mut hasher = SipHasher24::new_with_key(b"pybalancer  join");
     hasher.write(&digest.to_le_bytes());
     hasher.write(&table.digest().to_le_bytes());
-    for (name, _, _) in joined.members.iter().filter(|(_, _, id)| *id == joined.me) {
+    for (name, _, _) in seen.joined.iter().filter(|(_, _, id)| *id == seen.me) {
         hasher.write(name.as_bytes());
     }
     Ok(hasher.finish128().as_u128())
@@ -251,35 +251,45 @@ fn put(row: &mut [u16; WIDTH], id: u16) {
     }
 }
 
-/// Of those that are equally late, and of all others, the order stays.
-fn put_behind(rows: &mut [[u16; WIDTH]], late: Late<'_>) {
-    let mut when = [0_u8; MAX_ID as usize + 1];
-    for (id, how) in late {
-        if let Some(place) = when.get_mut(usize::from(*id)) {
-            *place = *how;
+/// So that the late ones are asked behind the others. Among themselves they keep their order, and so do the others.
+fn put_behind(rows: &mut [[u16; WIDTH]], seen: Seen<'_>) {
+    let mut late = [false; MAX_ID as usize + 1];
+    for id in seen.late {
+        if let Some(place) = late.get_mut(usize::from(*id)) {
+            *place = true;
         }
     }
-    let when = |id: u16| when.get(usize::from(id)).copied().unwrap_or(0);
+    let late = |id: u16| late.get(usize::from(id)).copied().unwrap_or(false);
     // Where nobody takes new flows the first place stays empty.
     for row in rows.iter_mut().filter(|row| !matches!(row, [0, ..])) {
-        row.sort_by_key(|id| (*id == 0, when(*id)));
+        row.sort_by_key(|id| (*id == 0, late(*id)));
+        // Whoever is in its row goes on behind itself, and round: so the last are those before it.
+        let place = |is: &dyn Fn(u16) -> bool| row.iter().position(|id| is(*id));
+        let end = place(&|id| id == 0).unwrap_or(WIDTH);
+        if let (Some(me), Some(first)) = (place(&|id| id == seen.me), place(&late))
+            && (1..first).contains(&me)
+            && let Some(part) = row.get_mut(me..end)
+        {
+            part.rotate_left(first - me);
+        }
     }
 }
 
 fn with_late<'a>(
     digest: u128,
-    late: Late<'_>,
+    seen: Seen<'_>,
     sets: impl Iterator<Item = &'a [Member<'a>]>,
 ) -> u128 {
-    let how = |id: u16| late.iter().find(|(other, _)| *other == id);
-    let named: BTreeSet<(u8, &str)> = sets
+    // The backend itself is among them: the place of the others depends on its own.
+    let named: BTreeSet<(bool, &str)> = sets
         .flatten()
-        .filter_map(|(name, _, id)| how(*id).map(|(_, how)| (*how, *name)))
+        .filter(|(_, _, id)| *id == seen.me || seen.late.contains(id))
+        .map(|(name, _, id)| (*id == seen.me, *name))
         .collect();
     let mut hasher = SipHasher24::new_with_key(b"pybalancer  late");
     hasher.write(&digest.to_le_bytes());
-    for (how, name) in named {
-        hasher.write(&[how]);
+    for (me, name) in named {
+        hasher.write(&[u8::from(me)]);
         hasher.write(name.as_bytes());
         hasher.write(&[0]);
     }
@@ -338,7 +348,7 @@ mod tests {
                 .map(|members| set(&names, &members.iter().map(|(i, w)| (*i, *w)).collect::<Vec<_>>()))
                 .collect();
             let borrowed: Vec<&[Member]> = generations.iter().map(Vec::as_slice).collect();
-            let rows = Rows::build(&secret(), &borrowed, None, &[], SIZE).unwrap();
+            let rows = Rows::build(&secret(), &borrowed, Seen::default(), SIZE).unwrap();
             let owners: Vec<Vec<u16>> = generations
                 .iter()
                 .map(|members| {
@@ -367,18 +377,18 @@ mod tests {
             set(&names, &[(0, 1), (1, 1)]),
             set(&names, &[(0, 1), (1, 1), (2, 1)]),
         );
-        let rows = Rows::build(&secret(), &[&new, &old], None, &[], SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], Seen::default(), SIZE).unwrap();
         let with_former = rows.rows().iter().filter(|row| row[1] != 0).count();
         assert_eq!(rows.moved() as usize, with_former);
         assert!(rows.moved() >= SIZE / 3);
         assert_eq!(
-            Rows::build(&secret(), &[&new], None, &[], SIZE)
+            Rows::build(&secret(), &[&new], Seen::default(), SIZE)
                 .unwrap()
                 .moved(),
             0
         );
         assert_eq!(
-            Rows::build(&secret(), &[&new, &[]], None, &[], SIZE)
+            Rows::build(&secret(), &[&new, &[]], Seen::default(), SIZE)
                 .unwrap()
                 .moved(),
             SIZE
@@ -390,7 +400,7 @@ mod tests {
         let names = names();
         let (one, two) = (set(&names, &[(0, 1), (1, 1)]), set(&names, &[(0, 1)]));
         let build = |generations: &[&[Member]]| {
-            Rows::build(&secret(), generations, None, &[], SIZE).unwrap()
+            Rows::build(&secret(), generations, Seen::default(), SIZE).unwrap()
         };
         let (fresh, grown) = (build(&[&one]), build(&[&one, &two]));
         assert_eq!(fresh.owners(), grown.owners());
@@ -404,7 +414,7 @@ mod tests {
     fn a_backend_may_move_to_another_host() {
         let new: Vec<Member> = std::vec![("a", 1, 7)];
         let old: Vec<Member> = std::vec![("a", 1, 1)];
-        let rows = Rows::build(&secret(), &[&new, &old], None, &[], SIZE).unwrap();
+        let rows = Rows::build(&secret(), &[&new, &old], Seen::default(), SIZE).unwrap();
         assert!(rows.rows().iter().all(|row| *row == [7, 1, 0, 0, 0, 0]));
         assert_eq!(rows.moved(), SIZE);
     }
@@ -415,13 +425,13 @@ mod tests {
         let all: Vec<(usize, u32)> = (0..12).map(|index| (index, 1)).collect();
         let (members, me) = (set(&names, &all), 5);
         let without: Vec<Member> = members.iter().copied().filter(|one| one.2 != me).collect();
-        let joined = Some(Joined {
-            members: &members,
+        let joined = Seen {
+            joined: &members,
             me,
-        });
-        let build =
-            |joined| Rows::build(&secret(), &[&members, &without], joined, &[], SIZE).unwrap();
-        let (told, supposed) = (build(None), build(joined));
+            ..Seen::default()
+        };
+        let build = |seen| Rows::build(&secret(), &[&members, &without], seen, SIZE).unwrap();
+        let (told, supposed) = (build(Seen::default()), build(joined));
         assert_eq!(told.owners(), supposed.owners());
         assert_ne!(told.digest(), supposed.digest());
         let mut asked = 0;
@@ -450,11 +460,12 @@ mod tests {
         let names = names();
         let newest = set(&names, &[(0, 1), (1, 1)]);
         let members = set(&names, &[(0, 1), (1, 1), (2, 0), (3, 0)]);
-        let joined = Some(Joined {
-            members: &members,
+        let joined = Seen {
+            joined: &members,
             me: 1,
-        });
-        let rows = Rows::build(&secret(), &[&newest], joined, &[], SIZE).unwrap();
+            ..Seen::default()
+        };
+        let rows = Rows::build(&secret(), &[&newest], joined, SIZE).unwrap();
         for row in rows.rows().iter().filter(|row| row[0] == 1) {
             assert!(matches!(row, [1, 2, 3, 4, 0, 0] | [1, 2, 4, 3, 0, 0]));
         }
@@ -465,11 +476,19 @@ mod tests {
         let names = names();
         let grown = set(&names, &[(0, 1), (1, 1), (2, 1), (3, 1)]);
         let sets: [&[Member]; 3] = [&grown, &grown[..3], &grown[..2]];
-        let build = |late: &[(u16, u8)]| Rows::build(&secret(), &sets, None, late, SIZE).unwrap();
-        let (told, late) = (build(&[]), build(&[(3, 2), (4, 1)]));
+        let build = |me, late: &[u16]| {
+            let seen = Seen {
+                me,
+                late,
+                ..Seen::default()
+            };
+            Rows::build(&secret(), &sets, seen, SIZE).unwrap()
+        };
+        let (told, late) = (build(1, &[]), build(1, &[3, 4]));
         assert_eq!(told.owners(), late.owners());
         assert_ne!(told.digest(), late.digest());
-        assert_ne!(late.digest(), build(&[(3, 1), (4, 2)]).digest());
+        assert_ne!(late.digest(), build(1, &[3]).digest());
+        assert_ne!(late.digest(), build(2, &[3, 4]).digest());
         let mut longest = 0;
         for (told, row) in told.rows().iter().zip(late.rows()) {
             let mut expected: Vec<u16> = told
@@ -477,33 +496,47 @@ mod tests {
                 .copied()
                 .filter(|id| *id < 3 && *id > 0)
                 .collect();
-            expected.extend([4, 3].iter().filter(|id| told.contains(id)));
+            let gone = told.iter().filter(|id| **id > 2);
+            // Behind it in the row, and round.
+            let at = expected.iter().position(|id| *id == 1).unwrap_or(0);
+            let at = if at == 0 { expected.len() } else { at };
+            expected.splice(at..at, gone.copied());
             longest = longest.max(expected.len());
             expected.resize(WIDTH, 0);
             assert_eq!(row.as_slice(), expected.as_slice());
         }
         assert!(longest >= 3);
         // Where nobody takes new flows, a director sees it by the first place.
-        let nobody = Rows::build(&secret(), &[&[], &grown], None, &[(1, 1)], SIZE).unwrap();
+        let nobody = Rows::build(
+            &secret(),
+            &[&[], &grown],
+            Seen {
+                late: &[1],
+                ..Seen::default()
+            },
+            SIZE,
+        )
+        .unwrap();
         assert!(nobody.rows().iter().all(|row| row[0] == 0 && row[1] != 0));
     }
 
     #[test]
     fn mistakes_are_named() {
         let build = |generations: &[&[Member]]| {
-            Rows::build(&secret(), generations, None, &[], SIZE).unwrap_err()
+            Rows::build(&secret(), generations, Seen::default(), SIZE).unwrap_err()
         };
         assert_eq!(build(&[]), RowsError::Generations(0));
         let many = std::vec![[].as_slice(); MAX_GENERATIONS + 1];
         assert_eq!(build(&many), RowsError::Generations(MAX_GENERATIONS + 1));
         assert_eq!(build(&[&[("a", 1, 0)]]), RowsError::Id(0));
         assert_eq!(build(&[&[("a", 1, 1024)]]), RowsError::Id(1024));
-        let joined = Some(Joined {
-            members: &[("a", 1, 0)],
+        let joined = Seen {
+            joined: &[("a", 1, 0)],
             me: 1,
-        });
+            ..Seen::default()
+        };
         assert_eq!(
-            Rows::build(&secret(), &[&[]], joined, &[], SIZE).unwrap_err(),
+            Rows::build(&secret(), &[&[]], joined, SIZE).unwrap_err(),
             RowsError::Id(0)
         );
         assert_eq!(
