@@ -136,6 +136,8 @@ async def test_a_file_that_changes_is_read(
         for wanted in (["app-1", "app-2"], ["app-1"], ["app-1", "app-3"]):
             write(file, text(address, *wanted))
             await until(lambda wanted=wanted: names(balancer) == wanted, f"{wanted}, {write.__name__}")
+            # What it says of itself comes a moment later.
+            await until(lambda: balancer.status().last_reload is not None, "the reload's end")
             last = balancer.status().last_reload
             assert last is not None
             assert last.ok

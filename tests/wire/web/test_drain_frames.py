@@ -365,8 +365,8 @@ def test_several_backends_of_a_pool_keep_to_its_cap_together(how: str) -> None:
             for one in ready:
                 told.append(time.monotonic() - began)
                 assert read_frame(going.pop(one)).code == 1012
-            if len(told) == 15:
-                # Nobody waits until the others have ended.
+            if len(told) == 20:
+                # Nobody waits until the two others have ended.
                 assert all(drain.closed > 1 for drain in balancer.engine.drains())
         # As above; and a worker that woke late may make up for up to 10 ms.
         for count, at in enumerate(told):
