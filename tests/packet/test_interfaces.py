@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,22 @@ def test_one_that_is_elsewhere_now_has_no_program_there(inside: Namespace, pin: 
         with other.inside():
             assert "xdp" not in os.popen("ip link show eth0").read()
     assert (links() - before, pins(pin)) == (0, [])
+    path.close(keep=False)
+
+
+def test_one_that_cannot_be_asked_for_is_there(inside: Namespace, pin: str) -> None:
+    """A balancer of many connections may have no descriptor left for the question."""
+    path = director(pin)
+    number = make(inside, "eth0")
+    path.attach("eth0", "generic")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        path.forget_gone()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert pins(pin) == [f"generic_{number}"]
+    assert set(path.interfaces()) == {"eth0"}
     path.close(keep=False)
 
 

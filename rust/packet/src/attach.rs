@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -189,7 +190,7 @@ impl Links {
     pub fn forget_gone(&mut self, pins: Option<&Pins>) -> BTreeSet<u32> {
         let all = self.links.iter().chain(&self.foreign);
         let (there, gone): (Vec<_>, Vec<_>) = all
-            .map(|(key, link)| (*key, is_at(link.as_fd(), key.0)))
+            .map(|(key, link)| (*key, may_be_at(link.as_fd(), key.0)))
             .partition(|(_, there)| *there);
         for ((number, mode), _) in gone {
             // One that is in another namespace now still runs the program.
@@ -209,9 +210,15 @@ impl Links {
     }
 }
 
-/// Whether a link is still at the interface of this number, in this network namespace.
-fn is_at(link: BorrowedFd<'_>, number: u32) -> bool {
-    sys::link_interface(link).is_ok_and(|found| found == number) && name_of(number).is_some()
+/// Whether a link is still at the interface of this number, in this network namespace. Where that cannot be found out
+/// (this process has no descriptor left) it is: a program that is detached by mistake costs connections.
+fn may_be_at(link: BorrowedFd<'_>, number: u32) -> bool {
+    let elsewhere = sys::link_interface(link).is_ok_and(|found| found != number);
+    let gone = question().is_ok_and(|socket| {
+        let error = index_to_name(&socket, number).err();
+        error.is_some_and(|error| matches!(error, Errno::NODEV | Errno::NXIO))
+    });
+    !elsewhere && !gone
 }
 
 fn forget((number, mode): &(u32, Mode), pins: Option<&Pins>) {
