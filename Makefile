@@ -55,9 +55,9 @@ lint: build
 test-rust: build
 	cargo test --profile ci --quiet
 
-# Most tests wait for sockets and processes: two files at a time take little more than half the time.
+# Most tests wait for sockets and processes: three files at a time take little more than a third of the time.
 test-python: build
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 conformance: build
 	$(BIN)/python -m tests.conformance target/conformance

@@ -102,6 +102,8 @@ def test_a_director_with_an_address_of_a_service_is_told(start: Start) -> None:
         f"packets: {VIP}: a director must not have this address: its checks ask the director itself"
     )
     assert director.packet()["problems"].keys() == {VIP}
+    until(lambda: director.are("down"), "its checks")
+    until(lambda: all(one["takes_new"] for one in director.packet()["machines"]), "that all get packets")
     assert taken(talking) == {"b1", "b2"}
     director.machine.space.ip(f"addr del {VIP}/32 dev lo")
     director.line(f"packets: {VIP}: it works again")
