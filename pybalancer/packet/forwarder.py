@@ -216,7 +216,8 @@ class XdpForwarder:
                 self._path.detach(name)
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, str]:
-        self.only(interfaces)
+        # Of one that was not seen just now nothing is taken away: if it has gone, so has its program.
+        self.only({*interfaces, *self._section.interfaces})
         modes = {}
         for name in interfaces:
             modes[name] = self._path.attach(name, self._section.xdp)

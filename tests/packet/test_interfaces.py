@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pybalancer._core import PacketPath
+from pybalancer.config.packet_model import PacketConfig
+from pybalancer.packet.forwarder import XdpForwarder
 from tests.wire.namespace import Namespace, namespace, needs_namespaces
 from tests.wire.net import until
 
@@ -144,6 +146,25 @@ def test_one_that_cannot_be_asked_for_is_there(inside: Namespace, pin: str) -> N
     assert pins(pin) == [f"generic_{number}"]
     assert set(path.interfaces()) == {"eth0"}
     path.close(keep=False)
+
+
+def test_one_that_was_not_seen_for_a_moment_keeps_its_program(inside: Namespace) -> None:
+    make(inside, "eth0")
+    section = PacketConfig(interfaces=("eth0",), xdp="generic")
+    forwarder = XdpForwarder(section, SECRET, SIZE)
+
+    def runs() -> bool:
+        return "xdp" in os.popen("ip link show eth0").read()
+
+    try:
+        assert forwarder.attach(["eth0"]) == {"eth0": "generic"}
+        assert forwarder.attach([]) == {}
+        assert runs()
+        forwarder.configure(PacketConfig(interfaces=("eth1",), xdp="generic"))
+        forwarder.attach([])
+        assert not runs()
+    finally:
+        forwarder.close(keep=False)
 
 
 NEW = "02:00:00:00:77:01"
