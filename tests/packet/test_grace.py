@@ -42,7 +42,7 @@ print("swapped")
 
 @pytest.fixture
 def pin() -> Iterator[str]:
-    name = f"pybalancer-test/grace-{os.getpid()}"
+    name = f"pybalancer-test-{os.getpid()}/grace"
     yield name
     for kind in ("table", "way"):
         size = 65537 if kind == "table" else 251

@@ -35,7 +35,7 @@ def inside() -> Iterator[Namespace]:
 
 @pytest.fixture
 def pin() -> Iterator[str]:
-    name = f"pybalancer-test/interfaces-{os.getpid()}"
+    name = f"pybalancer-test-{os.getpid()}/interfaces"
     yield name
     director(name).close(keep=False)
     Path("/sys/fs/bpf", name).parent.rmdir()

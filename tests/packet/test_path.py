@@ -60,7 +60,7 @@ def inside(place: Namespace) -> Iterator[Namespace]:
 
 @pytest.fixture
 def pin() -> Iterator[str]:
-    name = f"pybalancer-test/{os.getpid()}"
+    name = f"pybalancer-test-{os.getpid()}/path"
     yield name
     _core.PacketPath("director", secret=SECRET, pin=name).close(keep=False)
     Path("/sys/fs/bpf", name).parent.rmdir()

@@ -29,7 +29,7 @@ def inside(place: Namespace) -> Iterator[None]:
 
 @pytest.fixture
 def pin() -> Iterator[str]:
-    name = f"pybalancer-test/trusted-{os.getpid()}"
+    name = f"pybalancer-test-{os.getpid()}/trusted"
     yield name
     agent(name).close(keep=False)
     Path("/sys/fs/bpf", name).parent.rmdir()
