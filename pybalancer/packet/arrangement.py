@@ -40,6 +40,7 @@ class Arrangement:
         """From now on new flows go as ``services`` say; ``known`` is what was before.
 
         A backend takes it that nothing new goes to those that are ``silent``: directors will see that, too.
+        But if they do not, it has to know where new flows go.
         """
         histories = {}
         silent = silent if me is not None else frozenset()
@@ -48,7 +49,7 @@ class Arrangement:
             if me is not None:
                 former = former.joined_by(me, service.all)
             answering = tuple(member for member in service.newest if member.host not in silent)
-            histories[service.key] = former.with_(answering)
+            histories[service.key] = former.with_(service.newest).with_(answering)
         told = _known(histories, me, silent)
         return _fitting(Arrangement(section, tuple(services), me, silent, histories, told))
 
@@ -74,12 +75,16 @@ class Arrangement:
     @property
     def peers(self) -> set[Peer]:
         """Of a backend: machines whose silence matters, each by a port where it is, or was, a server."""
+        if self.me is None:
+            return set()
         found: dict[str, Peer] = {}
-        for service in self.services:
-            # Second hops are those of TCP.
-            if self.me is not None and service.where[2] == "tcp":
-                hosts = self.known[service.key].hosts - {self.me}
-                found |= {host: (host, service.where[1]) for host in hosts if host not in found}
+        # Second hops are those of TCP. Those that a service has now come last, and so win.
+        with_second_hops = [service for service in self.services if service.where[2] == "tcp"]
+        for service in with_second_hops:
+            found |= {host: (host, service.where[1]) for host in self.known[service.key].hosts}
+        for service in with_second_hops:
+            found |= {member.host: (member.host, service.where[1]) for member in service.all}
+        found.pop(self.me, None)
         return set(found.values())
 
     @property

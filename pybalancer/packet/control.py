@@ -72,6 +72,8 @@ class PacketControl:
         self._lock = trio.Lock()
         self._counting = Counting()
         self._peers = Peers()
+        self.still = False
+        """Another process is taking over: from what there is now, and by what is written down now."""
         self._told: dict[str, str] = {}
 
     async def check(self, config: Config) -> None:
@@ -113,13 +115,13 @@ class PacketControl:
     async def _follow_peers(self) -> None:
         while True:
             running = self._running
-            asked = running.arrangement.peers if running is not None else set()
-            if running is None or not asked:
+            if running is None or running.me is None:
                 await trio.sleep(LOOK)
                 continue
-            silent = await self._peers.ask(asked, running.arrangement.silent)
+            silent = await self._peers.ask(running.arrangement.peers, running.arrangement.silent)
             async with self._lock:
-                if self._running is running and silent != running.arrangement.silent:
+                changed = silent != running.arrangement.silent
+                if changed and self._running is running and not self.still:
                     await trio.to_thread.run_sync(self._hear, running, silent)
 
     async def _follow_kernel(self) -> NoReturn:
@@ -203,7 +205,7 @@ class PacketControl:
 
     def _settle(self, running: Running) -> None:
         """Make it as it is to be, if it is not. Never raises: the next look tries again."""
-        if running.settled:
+        if running.settled or self.still:
             return
         try:
             arrange(running, running.arrangement)

@@ -39,21 +39,29 @@ class Peers:
     async def ask(self, peers: Collection[Peer], silent: Collection[str]) -> frozenset[str]:
         """Who is silent now, by address, if ``silent`` were. Takes as long as there may not be another round.
 
-        One that hears of nobody is cut off itself, or they may not ask each other: then nobody is silent.
+        A round in which nobody answers says nothing: this machine is cut off itself, or they may not ask each
+        other.
         """
-        found = dict.fromkeys((host for host, _ in peers), False)
-        self._misses = {host: self._misses.get(host, 0) for host in found}
+        hosts = {host for host, _ in peers}
+        before = {host: self._misses.get(host, MISSES if host in silent else 0) for host in hosts}
+        self._misses = dict(before)
         async with trio.open_nursery() as nursery:
             for host, port in sorted(peers):
                 nursery.start_soon(partial(self._ask, host, port))
                 await trio.sleep(1 / RATE)
             await trio.sleep(PATIENCE)
-        for host, misses in self._misses.items():
-            found[host] = misses >= MISSES or (misses > 0 and host in silent)
-        return frozenset(host for host, is_silent in found.items() if is_silent and not all(found.values()))
+        if all(self._misses[host] > before[host] for host in hosts):
+            self._misses = before
+            return frozenset(hosts & set(silent))
+        return frozenset(
+            host for host, misses in self._misses.items() if misses >= MISSES or (misses and host in silent)
+        )
 
     async def _ask(self, host: str, port: int) -> None:
-        result = await probe(QUESTION, join(host, port))
+        try:
+            result = await probe(QUESTION, join(host, port))
+        except ValueError:
+            return  # What has been written down of it is no address.
         if result.ok:
             self._misses[host] = 0
         elif not result.ours:

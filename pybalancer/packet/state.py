@@ -68,7 +68,7 @@ class State:
                 },
                 Numbers(numbers),
                 tuple(map(str, given["added"])),
-                frozenset(map(str, given["silent"])),
+                frozenset(map(str, given.get("silent", ()))),
                 {str(name): str(value) for name, value in given["settings"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:

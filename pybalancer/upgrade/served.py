@@ -199,9 +199,11 @@ class Served(Balancer):
     async def _upgrade(self, patience: float) -> UpgradeResult:
         began = trio.current_time()
         successor = Successor(self._engine, self._offer, self._applying, self.hindrance)
+        self._packet.still = True
         try:
             done = await successor.take_over(self._command, patience)
         except BaseException:
+            self._packet.still = False
             self._remove_stats_of(successor)
             raise
         # Before anything is awaited: from here on this process only finishes.

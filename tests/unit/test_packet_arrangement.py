@@ -59,6 +59,9 @@ def test_who_is_silent_is_asked_late_and_has_nothing_new() -> None:
     assert sets(after)[:2] == ["ab", "abc"], "which is what directors will do"
     assert after.known[KEY].late == (hosts["c"],)
     assert after.after(before).known[KEY].late == (hosts["c"],)
+    # Directors may go on sending there, and who is new then has to be known.
+    now = [service(*"bcd")]
+    assert sets(Arrangement.of(SECTION, now, hosts["a"], after.histories, after.silent))[:2] == ["bd", "bcd"]
     again = after.hearing(frozenset())
     assert sets(again)[:2] == ["abc", "ab"]
     assert again.known[KEY].late == ()
@@ -76,6 +79,10 @@ def test_a_backend_asks_all_whom_its_packets_may_go_to() -> None:
     left = Arrangement.of(SECTION, now, hosts["c"], before.histories)
     assert left.peers >= {(hosts["a"], 443), (hosts["b"], 443)}, "who has left too"
     assert (hosts["c"], 443) not in left.peers
+    # One that has left one service is asked where it still is.
+    two = [replace(service(*"a", everybody="a"), name="http", where=("203.0.113.10", 80, "tcp")), *now]
+    both = Arrangement.of(SECTION, two, hosts["a"], before.histories).peers
+    assert {port for host, port in both if host == hosts["b"]} == {443}
     udp = [replace(one, where=("203.0.113.10", 443, "udp")) for one in now]
     assert Arrangement.of(SECTION, udp, hosts["b"], {}).peers == set()
 

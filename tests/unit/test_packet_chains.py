@@ -41,6 +41,8 @@ class Host:
         members = [Member(name, weight, f"host {name}") for name, weight in weights.items()]
         if self.me is not None:
             self.history = self.history.joined_by(self.me, members)
+        if self.me is not None:
+            self.history = self.history.with_(generation(members))
         self.history = self.history.with_(generation([one for one in members if one.name not in silent]))
         self.rows = rows_of(self.history.seen_by(self.me, {f"host {name}" for name in silent}))
 

@@ -50,10 +50,25 @@ async def test_a_machine_without_a_server_is_there(server: socket.socket) -> Non
     assert await asking.ask({at(1, server), at(2, server), GONE}, silent) == {GONE[0]}
 
 
-async def test_who_hears_of_nobody_is_cut_off_itself() -> None:
+async def test_who_hears_of_nobody_is_cut_off_itself(server: socket.socket) -> None:
     asking = Peers()
     for _ in range(MISSES + 1):
         assert await asking.ask({GONE, GONE_TOO}, frozenset()) == set()
+    silent = frozenset({GONE[0]})
+    assert await asking.ask({GONE, GONE_TOO}, silent) == silent
+    # What was missed then does not count, when one answers again.
+    assert await asking.ask({GONE, GONE_TOO, at(1, server)}, frozenset()) == set()
+
+
+async def test_who_was_silent_is_until_it_answers(server: socket.socket) -> None:
+    """Of a process before this is known, too."""
+    silent = frozenset({GONE[0], "127.0.0.1"})
+    assert await Peers().ask({GONE, at(1, server)}, silent) == {GONE[0]}
+
+
+async def test_what_is_no_address_ends_nothing(server: socket.socket) -> None:
+    assert await Peers().ask({("10.0.0.1\0", 1), at(1, server)}, frozenset()) == set()
+    assert await Peers().ask(set(), frozenset({GONE[0]})) == set()
 
 
 async def test_who_is_not_asked_any_more_is_forgotten(server: socket.socket) -> None:
