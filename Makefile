@@ -55,7 +55,7 @@ lint: build
 test-rust: build
 	cargo test --profile ci --quiet
 
-# Most tests wait for sockets and processes: three files at a time take little more than a third of the time.
+# Most tests wait for sockets and processes: on two cores three files at a time take 10 minutes, two take 12.
 test-python: build
 	$(BIN)/pytest -n 3 --dist loadfile
 

@@ -200,6 +200,7 @@ class PacketControl:
         try:
             arrange(running, aim)
         except Exception:
+            # The second try tells what is wrong, if it still is; then each look tries it once more.
             running.arrangement, running.settled = aim, False
             self._settle(running)
 

@@ -113,6 +113,18 @@ async def test_who_asks_for_a_change_is_told_whatever_goes_wrong(
         await PacketControl().apply(config(), addresses(), (), bytes(16))
 
 
+def test_nothing_is_settled_while_another_process_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    arranged, control = [], PacketControl()
+    running: Any = SimpleNamespace(settled=False, arrangement="what is to be")
+    monkeypatch.setattr("pybalancer.packet.control.arrange", lambda *given: arranged.append(given))
+    control.still = True
+    control._settle(running)
+    assert arranged == []
+    control.still = False
+    control._settle(running)
+    assert arranged == [(running, "what is to be")]
+
+
 def test_one_trouble_does_not_keep_a_look_from_the_rest(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

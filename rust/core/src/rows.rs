@@ -84,7 +84,8 @@ impl Rows {
     /// none, and then only the others follow: nobody takes new flows, somebody may have old ones.
     ///
     /// With `seen.joined` there may be others behind those whom generations name: who would have had the slot if some
-    /// of the joined were not there, in the order in which they would.
+    /// of the joined were not there, in the order in which they would: where `seen.me` has come into a slot, and where
+    /// one is named who is late.
     ///
     /// Those who are `seen.late` are asked behind the others whom their row names, the owner too: a machine that has died
     /// swallows what gets to it, so whoever else may have a connection is asked before.

@@ -359,14 +359,16 @@ def test_several_backends_of_a_pool_keep_to_its_cap_together(how: str) -> None:
         else:
             for name in ("b1", "b2", "b3"):
                 balancer.engine.drain(pool="pool", backends=[name], over=0.0, deadline=LONG, rate=25.0)
+        # A machine that is busy may have told some before it was given the last order.
+        early = sum(drain.closed for drain in balancer.engine.drains()) if how == "orders" else 0
         told = []
         while going:
             ready, _, _ = select.select(list(going), [], [], LONG)
             for one in ready:
                 told.append(time.monotonic() - began)
                 assert read_frame(going.pop(one)).code == 1012
-            if len(told) == 20:
-                # Nobody waits until the two others have ended.
+            if len(told) == early + 15:
+                # Nobody waits until the others have ended.
                 assert all(drain.closed > 1 for drain in balancer.engine.drains())
         # As above; and a worker that woke late may make up for up to 10 ms.
         for count, at in enumerate(told):
