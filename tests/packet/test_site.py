@@ -172,11 +172,12 @@ def test_a_backend_that_is_sick_for_a_moment_keeps_what_it_has(start: Start) -> 
 
 
 @pytest.mark.parametrize(("forward", "seed"), [("l2", 1), ("ipip", 2)])
-def test_three_backends_join_in_one_reload_and_no_connection_is_lost(
+def test_two_backends_join_in_one_reload_and_no_connection_is_lost(
     start: Start, forward: str, seed: int
 ) -> None:
     dice = random.Random(seed)
-    site, fleet, talking = start(forward, backends=6, present=3)
+    # With three there is no such promise: tests/unit/test_packet_chains.py has what they cost.
+    site, fleet, talking = start(forward, backends=5, present=3)
     open_both(talking, 240)
     fleet.plan.backends = list(site.backends)
     # Those that were there hear of the new ones before and after these begin; directors hear last.
@@ -190,9 +191,9 @@ def test_three_backends_join_in_one_reload_and_no_connection_is_lost(
     assert talking.lost(talking.conversations) == []
     assert second_hops(fleet) > 0
     open_both(talking, 120)
-    assert {"b4", "b5", "b6"} <= set(shares(talking))
+    assert {"b4", "b5"} <= set(shares(talking))
     # What they suppose outlives them.
-    for name in ("b4", "b5", "b6"):
+    for name in ("b4", "b5"):
         fleet.crash(fleet.agents[name])
         fleet.start_again(fleet.agents[name])
     assert talking.lost(talking.conversations) == []

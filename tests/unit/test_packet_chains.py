@@ -332,6 +332,35 @@ def test_several_join_in_one_change_and_nothing_is_lost(seed: int, agents_first:
     assert site.change({**site.weights, "a": 0}, agents_first=agents_first, opening=0) == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "new", "broken"),
+    [("abc", "de", 0), ("abcdef", "gh", 0), ("abc", "def", 7), ("abcdef", "ghi", 1)],
+)
+def test_what_joining_at_once_costs_in_a_table_of_its_real_size(before: str, new: str, broken: int) -> None:
+    """Each slot has one connection, of its owner of before. All know of all now."""
+    size, secret = 65537, bytes.fromhex("00112233445566778899aabbccddeeff")
+    old, all_of_them = (
+        generation([Member(name, 1, f"host {name}") for name in names]) for names in (before, before + new)
+    )
+    told = History().with_(old).with_(all_of_them)
+    rows = {"": NUMBERS.rows(told.seen_by(None), secret, size)}
+    for name in before + new:
+        me, joined = f"host {name}", old if name in before else all_of_them
+        history = History().joined_by(me, joined).with_(joined).with_(all_of_them)
+        rows[name] = NUMBERS.rows(history.seen_by(me), secret, size)
+    former = NUMBERS.rows(History().with_(old).seen_by(None), secret, size)
+
+    def finds(slot: int) -> bool:
+        here = rows[""].row(slot)[0]
+        for hops in range(MOST_HOPS + 1):
+            if here in {0, former.row(slot)[0]}:
+                return here != 0
+            here = after(rows[NAMES[here - 1]].row(slot), here, hops)
+        return False
+
+    assert sum(not finds(slot) for slot in range(size)) == broken
+
+
 def test_without_supposing_newcomers_would_lose_some() -> None:
     site = Site(1, "abcdef")
     site.open(1000)
